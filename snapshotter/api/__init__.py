@@ -1,0 +1,1 @@
+"""gRPC code, generated from proto/ when the package is installed."""

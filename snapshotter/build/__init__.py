@@ -1,0 +1,1 @@
+"""Making images: walking trees, reading tar layers, cutting, packing, converting."""

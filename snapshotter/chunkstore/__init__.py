@@ -1,0 +1,1 @@
+"""Where chunks come from: protocols, sources, and one decorator a file."""

@@ -1,0 +1,97 @@
+"""The protocols of the chunk store: what a member promises, and the three ways in which it may fail.
+
+A chunk store is a chain of members that all speak `ChunkStore`; each does one thing and asks the next. ``chain.build``
+makes the whole chain and is the place to read its order. What every member promises:
+
+* `get` is idempotent and may be called from many threads at once; it answers every chunk that was asked for, or raises.
+* It never answers bytes that are not the chunk: a member that reads from outside is wrapped in `verify`.
+* An error says by its type what the caller may do: `ChunkMissingError`, ask the next source; `ChunkCorruptError`, drop
+  what was read, count it, ask the next source; `SourceUnavailableError`, the same request may work later, and whether a
+  retry is worth it is the source's own answer (`retryable`), never the caller's guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from snapshotter.errors import CorruptError, NotFoundError, UnavailableError
+from snapshotter.format.digest import Digest, to_text
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRef:
+    """What a reader wants: the chunk named `digest`.
+
+    `compressed` as in `format.model.FileChunk`: the name is that of the stored bytes (upstream's compressed images).
+    """
+
+    digest: Digest
+    compressed: bool = False
+
+
+class ChunkMissingError(NotFoundError):
+    """This source does not have the chunk; another one may."""
+
+
+class ChunkCorruptError(CorruptError):
+    """What this source has under the chunk's name is something else."""
+
+    def __init__(self, digest: Digest, where: str, why: str) -> None:
+        super().__init__(f"chunk {to_text(digest)} from {where} is corrupt: {why}")
+        self.digest = digest
+        self.where = where
+
+
+class SourceUnavailableError(UnavailableError):
+    """The source cannot be asked now. `retryable`: the source expects the same request to work soon."""
+
+    def __init__(self, message: str, *, retryable: bool = True, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class ChunkStore(Protocol):
+    """Where chunks come from."""
+
+    @property
+    def name(self) -> str:
+        """For logs and errors: what this is, its parts included (``cache(/var/…) → verify(registry(host/repo))``)."""
+        ...
+
+    def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        """The raw bytes of each chunk of `wanted`, in that order.
+
+        Raises:
+            ChunkMissingError, ChunkCorruptError, SourceUnavailableError: see the module's docstring.
+        """
+        ...
+
+    def has(self, digest: Digest) -> bool:
+        """Whether `get` would find this chunk here without asking anything beyond this machine."""
+        ...
+
+    def close(self) -> None:
+        """Give back what this member holds, and close the members behind it. Calling it again does nothing."""
+        ...
+
+
+class BlobReader(Protocol):
+    """Reads byte ranges of stored blobs (packs, chunks of upstream's layouts): a registry, an OCI layout."""
+
+    @property
+    def name(self) -> str:
+        """For logs and errors: ``registry.example:5000/library/debian``, ``oci:/srv/images``."""
+        ...
+
+    def read_range(self, digest: Digest, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of the blob `digest` from `offset` on, unverified.
+
+        Raises:
+            NotFoundError: there is no such blob here.
+            CorruptError: the blob ends before the range does.
+            UnavailableError: the place cannot be asked now.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""The puzzlefs command: parses, calls, prints."""

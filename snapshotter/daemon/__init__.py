@@ -1,0 +1,1 @@
+"""The node daemon: configuration, composition, supervision."""

@@ -1,0 +1,1 @@
+"""The image format: pure values, their encoding, digests, compression."""

@@ -1,0 +1,1 @@
+"""One file system, served to the kernel by two engines."""

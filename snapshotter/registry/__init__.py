@@ -1,0 +1,1 @@
+"""Places that keep images: registries, OCI layouts, OCI archives."""

@@ -1,0 +1,1 @@
+"""containerd's snapshots: model, state, and the gRPC adapter."""
