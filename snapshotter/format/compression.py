@@ -1,0 +1,151 @@
+"""Compression with a bound on what comes out: chunks in packs, whole blobs, and upstream's seekable chunks.
+
+Whatever is decoded here may be hostile: no function produces more than the length that its caller declared, and every
+failure is a `CorruptError`. zstandard's objects are made per call because they must not be shared between threads; making
+one takes about 1 µs, a chunk about 100 µs.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+import zstandard
+
+from snapshotter.errors import CorruptError
+
+DEFAULT_LEVEL = 3
+
+SEEKABLE_FRAME = 4096
+"""Raw bytes in each frame of upstream's seekable chunks; the last one may be shorter."""
+
+_SKIPPABLE_MAGIC = 0x184D2A5E  # zstd's seekable format: the skippable frame that holds the seek table
+_SEEKABLE_MAGIC = 0x8F92EAB1
+_SEEK_FOOTER = struct.Struct("<IBI")  # number of frames, descriptor, magic
+_SKIPPABLE_HEADER = struct.Struct("<II")
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+class Codec(enum.IntEnum):
+    """How a pack stores a chunk; the values of `codecs` in schema/pack.capnp."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+def encode_chunk(raw: bytes | memoryview, level: int = DEFAULT_LEVEL) -> tuple[Codec, bytes]:
+    """`raw` as a pack stores it: one zstd frame, or as it is where that is not smaller."""
+    compressed = zstandard.ZstdCompressor(level=level, write_content_size=True).compress(raw)
+    return (Codec.ZSTD, compressed) if len(compressed) < len(raw) else (Codec.RAW, bytes(raw))
+
+
+def decode_chunk(codec: Codec, stored: bytes, raw_length: int) -> bytes:
+    """The chunk that `stored` encodes.
+
+    Raises:
+        CorruptError: `stored` does not decode to exactly `raw_length` bytes.
+    """
+    if codec is Codec.RAW:
+        if len(stored) != raw_length:
+            raise CorruptError(f"stored raw with {len(stored)} bytes instead of {raw_length}")
+        return stored
+    return _decompress_exactly(stored, raw_length)
+
+
+def compress(data: bytes, level: int = DEFAULT_LEVEL) -> bytes:
+    """`data` as one zstd frame with its content size. The same input and libzstd give the same bytes."""
+    return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(data)
+
+
+def decompress(data: bytes, limit: int) -> bytes:
+    """The content of the zstd frame `data`, at most `limit` bytes.
+
+    Raises:
+        CorruptError: it is no zstd frame with a content size, is cut short, or holds more than `limit`.
+    """
+    try:
+        size = zstandard.frame_content_size(data)
+    except zstandard.ZstdError as error:
+        raise CorruptError(f"not a zstd frame: {error}") from error
+    if size < 0:
+        raise CorruptError("zstd frame without a content size")
+    if size > limit:
+        raise CorruptError(f"zstd frame declares {size} bytes, at most {limit} are accepted")
+    return _decompress_exactly(data, size)
+
+
+def _decompress_exactly(data: bytes, size: int) -> bytes:
+    if data[:4] != _ZSTD_MAGIC:
+        raise CorruptError("not a zstd frame")
+    try:
+        # A frame that declares its size is decoded into a buffer of that size, so the declaration is checked first.
+        declared = zstandard.frame_content_size(data)
+        if declared not in (size, -1):
+            raise CorruptError(f"zstd frame declares {declared} bytes instead of {size}")
+        raw = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(
+            data, max_output_size=max(size, 1), allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise CorruptError(f"zstd cannot decode it: {error}") from error
+    if len(raw) != size:
+        raise CorruptError(f"decodes to {len(raw)} bytes instead of {size}")
+    return raw
+
+
+def encode_seekable(raw: bytes | memoryview) -> bytes | None:
+    """`raw` as upstream stores a compressed chunk: zstd's seekable format, 4096 raw bytes a frame; None where not smaller.
+
+    Frames carry neither content size nor checksum, as upstream's writer streams them.
+    """
+    compressor = zstandard.ZstdCompressor(level=DEFAULT_LEVEL, write_content_size=False, write_checksum=False)
+    out = bytearray()
+    table = bytearray()
+    count = 0
+    for at in range(0, len(raw), SEEKABLE_FRAME):
+        piece = raw[at : at + SEEKABLE_FRAME]
+        stream = compressor.compressobj()
+        frame = stream.compress(piece) + stream.flush()
+        out += frame
+        table += _SKIPPABLE_HEADER.pack(len(frame), len(piece))
+        count += 1
+    out += _SKIPPABLE_HEADER.pack(_SKIPPABLE_MAGIC, len(table) + _SEEK_FOOTER.size)
+    out += table
+    out += _SEEK_FOOTER.pack(count, 0, _SEEKABLE_MAGIC)
+    return bytes(out) if len(out) < len(raw) else None
+
+
+def decode_seekable(stored: bytes, limit: int) -> bytes:
+    """The raw bytes of a chunk in zstd's seekable format, at most `limit`.
+
+    The seek table is not needed to read the whole chunk and is not trusted; the frames are decoded one after another.
+
+    Raises:
+        CorruptError: it does not decode, or to more than `limit` bytes.
+    """
+    out = bytearray()
+    rest = memoryview(stored)
+    while len(rest):
+        if len(rest) >= _SKIPPABLE_HEADER.size:
+            magic, length = _SKIPPABLE_HEADER.unpack_from(rest)
+            if magic & 0xFFFFFFF0 == 0x184D2A50:
+                rest = rest[_SKIPPABLE_HEADER.size + length :]
+                continue
+        stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+        try:
+            size = zstandard.frame_content_size(rest)
+            if size > limit - len(out):
+                raise CorruptError(f"seekable chunk holds more than {limit} bytes")
+            # Without a declared size a frame of a few bytes can decode to gigabytes, so input is fed in small steps.
+            consumed = 0
+            while not stream.eof and consumed < len(rest):
+                step = rest[consumed : consumed + 512]
+                out += stream.decompress(step)
+                consumed += len(step) - len(stream.unused_data)
+                if len(out) > limit:
+                    raise CorruptError(f"seekable chunk holds more than {limit} bytes")
+        except zstandard.ZstdError as error:
+            raise CorruptError(f"seekable chunk does not decode: {error}") from error
+        if not stream.eof:
+            raise CorruptError("seekable chunk is cut short")
+        rest = rest[consumed:]
+    return bytes(out)

@@ -1,0 +1,162 @@
+"""Packs: many encoded chunks in one blob, ending with an index and a footer of fixed size.
+
+::
+
+    chunk … chunk | index (a zstd frame around the Cap'n Proto message of schema/pack.capnp) | footer
+
+The footer (`FOOTER_SIZE` bytes, little-endian) is: the magic ``PZFSPACK``, version u32 = 1, the index's stored length u32,
+its offset u64. A wrong index can make a chunk unreadable but never wrong, since every chunk is checked by its digest; bounds
+are checked all the same, so that it cannot make a reader ask for absurd ranges.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from snapshotter.errors import CorruptError
+from snapshotter.format import codec
+from snapshotter.format.compression import Codec, compress, decompress
+from snapshotter.format.digest import Digest
+from snapshotter.format.model import CHUNK_MAX
+
+__all__ = ["FOOTER_SIZE", "Codec", "PackEntry", "PackIndex", "parse_footer", "trailer"]
+
+VERSION = 1
+_FOOTER = struct.Struct("<8sIIQ")
+_MAGIC = b"PZFSPACK"
+FOOTER_SIZE = _FOOTER.size
+
+INDEX_RAW_MAX = 256 << 20
+"""Largest index in bytes, uncompressed: about five million chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackEntry:
+    """One chunk of a pack: its name, its raw length, and where its encoded bytes lie (all in bytes)."""
+
+    digest: Digest
+    raw_length: int
+    offset: int
+    stored_length: int
+    codec: Codec
+
+
+class _Digests(Sequence[bytes]):
+    """Rows of 32 bytes, as a sequence that `bisect` can search without copying them all."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data) // 32
+
+    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]  # slices are never taken
+        return self._data[row * 32 : row * 32 + 32]
+
+
+class PackIndex:
+    """Where the chunks of one pack are; searched in place, about 50 bytes a chunk in memory."""
+
+    __slots__ = ("_columns", "_digests")
+
+    def __init__(self, columns: codec.PackColumns) -> None:
+        """From columns that are known to be consistent; `parse` is the way in for stored bytes."""
+        self._columns = columns
+        self._digests = _Digests(columns.digests)
+
+    @classmethod
+    def parse(cls, stored: bytes, index_offset: int) -> PackIndex:
+        """The index whose stored (compressed) bytes are `stored`, of a pack whose chunks lie before `index_offset`.
+
+        Raises:
+            CorruptError: it does not decode, breaks a rule, or names bytes that are not before `index_offset`.
+        """
+        columns = codec.decode_pack_index(decompress(stored, INDEX_RAW_MAX))
+        _check(columns, index_offset)
+        return cls(columns)
+
+    def find(self, digest: Digest) -> PackEntry | None:
+        """Where the chunk named `digest` is, None if it is not in this pack."""
+        row = bisect_left(self._digests, digest)
+        if row < len(self._digests) and self._digests[row] == digest:
+            return self._entry(row)
+        return None
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __iter__(self) -> Iterator[PackEntry]:
+        return map(self._entry, range(len(self._digests)))
+
+    def _entry(self, row: int) -> PackEntry:
+        columns = self._columns
+        return PackEntry(
+            Digest(self._digests[row]),
+            columns.raw_lengths[row],
+            columns.offsets[row],
+            columns.stored_lengths[row],
+            Codec(columns.codecs[row]),
+        )
+
+
+def trailer(entries: Iterable[PackEntry], index_offset: int) -> tuple[bytes, int]:
+    """What follows the chunks: the index, then the footer. `index_offset` is the length of all chunks before it.
+
+    Returns the bytes, and the index's stored length.
+    """
+    rows = sorted(entries, key=attrgetter("digest"))
+    columns = codec.PackColumns(
+        digests=b"".join(row.digest for row in rows),
+        raw_lengths=array("I", (row.raw_length for row in rows)),
+        offsets=array("Q", (row.offset for row in rows)),
+        stored_lengths=array("I", (row.stored_length for row in rows)),
+        codecs=array("B", (row.codec for row in rows)),
+    )
+    index = compress(codec.encode_pack_index(columns))
+    return index + _FOOTER.pack(_MAGIC, VERSION, len(index), index_offset), len(index)
+
+
+def parse_footer(footer: bytes, pack_size: int) -> tuple[int, int]:
+    """Offset and stored length of the index, from the last `FOOTER_SIZE` bytes of a pack of `pack_size` bytes.
+
+    Raises:
+        CorruptError: these are not a pack's last bytes.
+    """
+    if len(footer) != FOOTER_SIZE:
+        raise CorruptError(f"a pack's footer has {FOOTER_SIZE} bytes, not {len(footer)}")
+    magic, version, length, offset = _FOOTER.unpack(footer)
+    if magic != _MAGIC:
+        raise CorruptError("not a PuzzleFS pack: its footer's magic is missing")
+    if version != VERSION:
+        raise CorruptError(f"pack version {version} is not readable by this program (it reads {VERSION})")
+    if offset + length + FOOTER_SIZE != pack_size:
+        raise CorruptError(f"the footer places the index at {offset}+{length} in a pack of {pack_size} bytes")
+    return offset, length
+
+
+def _check(columns: codec.PackColumns, index_offset: int) -> None:
+    """Raise `CorruptError` for the first rule that a row breaks."""
+    count = len(columns.raw_lengths)
+    if len(columns.digests) != 32 * count or any(
+        len(column) != count for column in (columns.offsets, columns.stored_lengths, columns.codecs)
+    ):
+        raise CorruptError("pack index: its columns differ in length")
+    if count == 0:
+        return
+    digests = _Digests(columns.digests)
+    if any(digests[row] >= digests[row + 1] for row in range(count - 1)):
+        raise CorruptError("pack index: its rows are not in the order of their digests")
+    if not set(columns.codecs) <= {int(known) for known in Codec}:
+        raise CorruptError(f"pack index: it uses codec {max(columns.codecs)}, which this program does not read")
+    for raw, stored, offset in zip(columns.raw_lengths, columns.stored_lengths, columns.offsets, strict=True):
+        if not 0 < stored <= raw <= CHUNK_MAX:
+            raise CorruptError(f"pack index: a chunk of {raw} bytes stored in {stored} (at most {CHUNK_MAX} are accepted)")
+        if offset + stored > index_offset:
+            raise CorruptError("pack index: a chunk lies beyond the end of the pack's chunks")

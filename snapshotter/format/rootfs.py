@@ -1,0 +1,232 @@
+"""Looks things up in a rootfs metadata message, by inode number and by name, without parsing it first.
+
+A message with several metadata layers (upstream's deltas, newest first) is resolved here: an inode is taken from the newest
+layer that has its number, a whiteout there means that it does not exist, and a directory that says `look_below` also shows
+the names of the layers below it. A message with one layer shows its whiteouts: it is a layer of an image, and overlayfs
+resolves them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from snapshotter.errors import CorruptError, NotFoundError
+from snapshotter.format.codec import RootfsMessage
+from snapshotter.format.digest import Digest
+from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind
+
+
+class Rootfs:
+    """One image's or layer's inodes. Safe to use from several threads; opening one costs microseconds."""
+
+    def __init__(self, message: RootfsMessage) -> None:
+        """From an opened message; `open` is the usual way in."""
+        self._message = message
+        self._links: Mapping[int, int] | None = None
+        self._links_lock = threading.Lock()
+        self._has_xattrs: bool | None = None
+        if self._find(ROOT_INO) is None or self.kind(ROOT_INO) is not Kind.DIR:
+            raise CorruptError("rootfs metadata: inode 1, the root, is missing or is no directory")
+
+    @classmethod
+    def open(cls, data: bytes | mmap.mmap) -> Rootfs:
+        """The message in `data`, which must stay as it is until `close`.
+
+        Raises:
+            CorruptError: it is no rootfs metadata, of another version, or without a root directory.
+        """
+        return cls(RootfsMessage(data))
+
+    def close(self) -> None:
+        """Let go of the data. Reading afterwards is a programming error."""
+        self._message.close()
+
+    @property
+    def layer_count(self) -> int:
+        """How many metadata layers the message has: more than one only in upstream's delta images."""
+        return self._message.layers
+
+    @property
+    def inode_count(self) -> int:
+        """How many inodes all layers list together."""
+        return sum(self._message.inode_count(layer) for layer in range(self._message.layers))
+
+    def kind(self, ino: int) -> Kind:
+        """The type of inode `ino`.
+
+        Raises:
+            NotFoundError: there is no such inode.
+        """
+        return self._message.kind_at(*self._place(ino))
+
+    def inode(self, ino: int) -> Inode:
+        """Inode `ino`; a directory's entries are those that can be seen, in the order of their bytes.
+
+        Raises:
+            NotFoundError: there is no such inode, or a newer layer has a whiteout for it.
+            CorruptError: it breaks a rule of the format.
+        """
+        layer, row = self._place(ino)
+        inode = self._message.inode_at(layer, row)
+        if inode.kind is not Kind.DIR:
+            return inode
+        entries = {entry.name: entry for entry in inode.entries}
+        if self._message.layers > 1:
+            self._add_from_below(ino, layer, inode, entries)
+            entries = {name: entry for name, entry in entries.items() if not self._hidden(entry.ino)}
+        return replace(inode, entries=[entries[name] for name in sorted(entries)])
+
+    def lookup(self, ino: int, name: bytes) -> int | None:
+        """The number that `name` has in directory `ino`, None if it has none.
+
+        Raises:
+            NotFoundError: there is no such inode.
+            CorruptError: it is no directory, or breaks a rule of the format.
+        """
+        inode = self.inode(ino)
+        if inode.kind is not Kind.DIR:
+            raise CorruptError(f"inode {ino} is no directory")
+        return next((entry.ino for entry in inode.entries if entry.name == name), None)
+
+    def numbers(self) -> Iterator[int]:
+        """The numbers of all inodes that exist, ascending."""
+        if self._message.layers == 1:
+            yield from (self._message.ino_at(0, row) for row in range(self._message.inode_count(0)))
+            return
+        seen: dict[int, bool] = {}
+        for layer in range(self._message.layers):
+            for row in range(self._message.inode_count(layer)):
+                ino = self._message.ino_at(layer, row)
+                if ino not in seen:
+                    seen[ino] = self._message.kind_at(layer, row) is not Kind.WHT
+        yield from sorted(ino for ino, exists in seen.items() if exists)
+
+    def inodes(self) -> Iterator[Inode]:
+        """All inodes that exist, by number."""
+        return map(self.inode, self.numbers())
+
+    def link_count(self, ino: int) -> int:
+        """``st_nlink`` of inode `ino`: its names, or for a directory two and its subdirectories.
+
+        Names of files are counted over all directories once, when the first one is asked for (about 1 µs each).
+
+        Raises:
+            NotFoundError: there is no such inode.
+        """
+        if self.kind(ino) is Kind.DIR:
+            entries = self.inode(ino).entries
+            return 2 + sum(1 for entry in entries if self._is_directory(entry.ino))
+        return max(1, self._link_counts().get(ino, 1))
+
+    def name_count(self, ino: int) -> int:
+        """How many directory entries name inode `ino`; 1 where there are none. More than one is an error for a directory."""
+        return self._link_counts().get(ino, 1)
+
+    def has_xattrs(self) -> bool:
+        """Whether any inode has an extended attribute; found once."""
+        if self._has_xattrs is None:
+            self._has_xattrs = any(
+                self._message.has_xattrs_at(layer, row)
+                for layer in range(self._message.layers)
+                for row in range(self._message.inode_count(layer))
+            )
+        return self._has_xattrs
+
+    def verity(self, digest: Digest) -> bytes | None:
+        """The fs-verity digest of the chunk named `digest`, None if the message has none."""
+        low, high = 0, self._message.verity_count
+        while low < high:
+            middle = (low + high) // 2
+            pair = self._message.verity_at(middle)
+            if pair.digest == digest:
+                return pair.verity
+            if pair.digest < digest:
+                low = middle + 1
+            else:
+                high = middle
+        return None
+
+    def verities(self) -> Iterator[ChunkVerity]:
+        """The chunks of the message and their fs-verity digests, in the order of the chunks' digests."""
+        return map(self._message.verity_at, range(self._message.verity_count))
+
+    def _place(self, ino: int) -> tuple[int, int]:
+        place = self._find(ino)
+        if place is None or (self._message.layers > 1 and self._message.kind_at(*place) is Kind.WHT):
+            raise NotFoundError(f"inode {ino} does not exist")
+        return place
+
+    def _find(self, ino: int, first_layer: int = 0) -> tuple[int, int] | None:
+        for layer in range(first_layer, self._message.layers):
+            row = self._find_in(layer, ino)
+            if row is not None:
+                return layer, row
+        return None
+
+    def _find_in(self, layer: int, ino: int) -> int | None:
+        # Numbers begin at 1 and have few gaps, so that inode n is in row n - 1 or a little before it: search backwards from
+        # there in growing steps, then bisect the last one. A list that is not sorted only loses inodes.
+        high = min(ino, self._message.inode_count(layer))
+        row, step = high - 1, 1
+        while row >= 0:
+            number = self._message.ino_at(layer, row)
+            if number == ino:
+                return row
+            if number < ino:
+                break
+            high, row, step = row, row - step, step * 2
+        low = max(row, -1) + 1
+        while low < high:
+            middle = (low + high) // 2
+            number = self._message.ino_at(layer, middle)
+            if number == ino:
+                return middle
+            if number < ino:
+                low = middle + 1
+            else:
+                high = middle
+        return None
+
+    def _is_directory(self, ino: int) -> bool:
+        place = self._find(ino)
+        return place is not None and self._message.kind_at(*place) is Kind.DIR
+
+    def _hidden(self, ino: int) -> bool:
+        place = self._find(ino)
+        return place is None or self._message.kind_at(*place) is Kind.WHT
+
+    def _add_from_below(self, ino: int, layer: int, inode: Inode, entries: dict[bytes, DirEntry]) -> None:
+        while inode.look_below:
+            place = self._find(ino, layer + 1)
+            if place is None:
+                return
+            layer, row = place
+            inode = self._message.inode_at(layer, row)
+            for entry in inode.entries:
+                entries.setdefault(entry.name, entry)
+
+    def _link_counts(self) -> Mapping[int, int]:
+        """How often each inode is named, for those that are named more than once."""
+        with self._links_lock:
+            if self._links is None:
+                counts: Counter[int] = Counter()
+                # An entry takes more than a word, unless directories share their lists, which could make this quadratic.
+                budget = self._message.words
+                for ino in self._directories():
+                    links = [entry.ino for entry in self.inode(ino).entries] if self.layer_count > 1 else self._raw_links(ino)
+                    budget -= len(links)
+                    if budget < 0:
+                        raise CorruptError("rootfs metadata: its directories have more entries than inodes could account for")
+                    counts.update(links)
+                self._links = {ino: count for ino, count in counts.items() if count > 1}
+            return self._links
+
+    def _directories(self) -> Iterator[int]:
+        return (ino for ino in self.numbers() if self._is_directory(ino))
+
+    def _raw_links(self, ino: int) -> list[int]:
+        return self._message.links_at(*self._place(ino))

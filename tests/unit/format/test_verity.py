@@ -1,0 +1,29 @@
+"""fs-verity digests are the kernel's: as Debian's ``fsverity digest`` prints them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from snapshotter.format.verity import verity_digest
+
+SIZES = [0, 1, 4095, 4096, 4097, 8192, 128 * 4096, 128 * 4096 + 1, 300_000, 129 * 128 * 4096]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_digest_is_that_of_fsverity_utils(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes((b"0123456789abcdef\n" * (size // 17 + 1))[:size])
+    printed = subprocess.run(
+        ["fsverity", "digest", "--compact", "--hash-alg=sha256", "--block-size=4096", path],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert verity_digest(path.read_bytes()).hex() == printed.stdout.strip()
+
+
+def test_the_digest_of_the_empty_file_is_pinned() -> None:
+    assert verity_digest(b"").hex() == "3d248ca542a24fc62d1c43b916eae5016878e2533c88238480b26128a1f1af95"
