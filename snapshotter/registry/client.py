@@ -1,0 +1,317 @@
+"""`ImageStore` over one repository of a registry that speaks the OCI distribution specification."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+from urllib.parse import urlencode, urljoin
+
+from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
+from snapshotter.format.digest import Digest, from_text, sha256, to_text
+from snapshotter.registry.base import MANIFEST_MAX, Descriptor
+from snapshotter.registry.documents import MANIFEST_TYPES, manifest_type
+from snapshotter.registry.failures import RegistryUnavailableError
+from snapshotter.registry.reference import is_tag
+from snapshotter.registry.session import RegistrySession
+from snapshotter.registry.transport import Readable, Response
+from snapshotter.registry.verified import Checker, verified
+
+RANGE_SKIP_MAX = 32 << 20
+"""Most bytes that are read and thrown away to reach a range, from a server that answers 200 with the whole blob."""
+
+TAG_PAGES_MAX = 1000
+TAG_PAGE_SIZE = 1000
+
+COMMIT_TIMEOUT = 600.0
+"""Seconds that a registry may take to answer an upload: some copy and hash the whole blob before they do."""
+
+_BLOCK = 256 << 10
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
+_NEXT = re.compile(r'<([^<>]*)>\s*;[^,]*\brel="?next"?', re.IGNORECASE)
+
+
+class RegistryStore:
+    """One repository. Connections, tokens and counters are the session's, which may serve many and is not closed here."""
+
+    def __init__(self, session: RegistrySession, repository: str) -> None:
+        """`repository` as in references (``library/debian``), already checked by `reference.parse`."""
+        self._session = session
+        self.repository = repository
+        self._base = f"/v2/{repository}"
+        self._pull = f"repository:{repository}:pull"
+        self._push = f"repository:{repository}:pull,push"
+
+    @property
+    def name(self) -> str:
+        """See `ImageStore`."""
+        return f"{self._session.host}/{self.repository}"
+
+    # Reading
+
+    def manifest(self, reference: str) -> tuple[Descriptor, bytes]:
+        """See `ImageStore`."""
+        wanted = _digest(reference)
+        what = f"{'manifest' if wanted else 'tag'} {reference!r} of {self.name}"
+        if wanted is None and not is_tag(reference):
+            raise InvalidError(f"{self.name}: {reference[:140]!r} is neither a tag nor a digest")
+        headers = {"Accept": ", ".join(MANIFEST_TYPES)}
+        url = f"{self._base}/manifests/{reference}"
+        with self._session.request("GET", url, scope=self._pull, what=what, expect=(200,), headers=headers) as response:
+            data = response.read_all(MANIFEST_MAX, what)
+            declared, promised = response.headers.get("Content-Type"), response.headers.get("Docker-Content-Digest")
+        digest = sha256(data)
+        expected = wanted or (_digest(promised) if promised else None)
+        if expected is not None and digest != expected:
+            raise CorruptError(f"{what} is corrupt: its content has the digest {to_text(digest)}, not {to_text(expected)}")
+        return Descriptor(manifest_type(data, declared, what), digest, len(data)), data
+
+    def open_blob(self, blob: Descriptor) -> BinaryIO:
+        """See `ImageStore`. The connection is kept until the stream is closed."""
+        what = self._blob(blob.digest)
+        response = self._session.request("GET", self._blob_url(blob.digest), scope=self._pull, what=what, expect=(200,))
+        try:
+            if response.length is not None and response.length != blob.size:
+                raise CorruptError(f"{what} is corrupt: it has {response.length} bytes, its descriptor says {blob.size}")
+            return verified(response, blob, self.name, response.close)
+        except CorruptError:
+            response.close()
+            raise
+
+    def read_range(self, digest: Digest, offset: int, length: int) -> bytes:
+        """See `ImageStore`."""
+        if offset < 0 or length < 0:
+            raise InvalidError(f"no range of a blob: {length} bytes from {offset} on")
+        if length == 0:
+            return b""
+        what = self._blob(digest)
+        headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        url = self._blob_url(digest)
+        with self._session.request(
+            "GET", url, scope=self._pull, what=what, expect=(200, 206, 416), headers=headers
+        ) as response:
+            skip = range_start(response, offset, length, what)
+            _skip(response, skip, what)
+            data = bytearray()
+            while len(data) < length:
+                piece = response.read(min(length - len(data), 4 * _BLOCK))
+                if not piece:
+                    raise RegistryUnavailableError(
+                        f"{what}: registry {self._session.host} sent {len(data)} of the {length} bytes from {offset} on"
+                    )
+                data += piece
+        return bytes(data)
+
+    def has_blob(self, digest: Digest) -> bool:
+        """See `ImageStore`."""
+        return self._has(digest, self._pull)
+
+    def tags(self) -> Iterator[str]:
+        """See `ImageStore`. A repository that the registry does not know has no tags: it is made when it is pushed to."""
+        what = f"tags of {self.name}"
+        url: str | None = f"{self._base}/tags/list?n={TAG_PAGE_SIZE}"
+        for _ in range(TAG_PAGES_MAX):
+            if url is None:
+                return
+            try:
+                response = self._session.request("GET", url, scope=self._pull, what=what, expect=(200,))
+            except NotFoundError:
+                return
+            with response:
+                data = response.read_all(MANIFEST_MAX, what)
+                following = _NEXT.search(response.headers.get("Link", ""))
+            yield from _tags(data, what)
+            url = self._same_host(urljoin(url, following[1]), what) if following else None
+        raise CorruptError(f"{what}: the list has more than {TAG_PAGES_MAX} pages")
+
+    # Writing
+
+    def put_blob(self, blob: Descriptor, data: BinaryIO) -> bool:
+        """See `ImageStore`. `data` is streamed, and checked on its way: a wrong one is not completed."""
+        if self._has(blob.digest, self._push):
+            return False
+        what = f"upload of {self._blob(blob.digest)}"
+        with self._session.request(
+            "POST", f"{self._base}/blobs/uploads/", scope=self._push, what=what, expect=(202,), headers={"Content-Length": "0"}
+        ) as response:
+            location = self._location(response, what)
+        url = location + ("&" if "?" in location else "?") + urlencode({"digest": to_text(blob.digest)})
+        headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
+        body = _Bodies(data, blob, what)
+        with self._session.request(
+            "PUT", url, scope=self._push, what=what, expect=(201, 204), headers=headers, body=body, read_timeout=COMMIT_TIMEOUT
+        ):
+            return True
+
+    def mount_blob(self, digest: Digest, repository: str) -> bool:
+        """Make a blob of another repository at the same registry one of this, without its bytes; False if that cannot be done.
+
+        Raises as `ImageStore` says, but never NotFoundError.
+        """
+        what = f"mount of {self._blob(digest)} from {repository}"
+        query = urlencode({"mount": to_text(digest), "from": repository})
+        scope = f"{self._push} repository:{repository}:pull"
+        url = f"{self._base}/blobs/uploads/?{query}"
+        headers = {"Content-Length": "0"}
+        with self._session.request("POST", url, scope=scope, what=what, expect=(201, 202), headers=headers) as response:
+            # 202 has begun an upload, which the registry forgets by itself when nothing comes.
+            return response.status == 201
+
+    def put_manifest(self, manifest: Descriptor, data: bytes, tag: str | None) -> None:
+        """See `ImageStore`."""
+        reference = to_text(manifest.digest) if tag is None else tag
+        what = f"upload of manifest {reference!r} to {self.name}"
+        if tag is not None and not is_tag(tag):
+            raise InvalidError(f"{self.name}: {tag[:140]!r} is not a tag")
+        if sha256(data) != manifest.digest or len(data) != manifest.size:
+            raise CorruptError(f"{what}: the data is not what its descriptor {to_text(manifest.digest)} says")
+        headers = {"Content-Type": manifest.media_type, "Content-Length": str(len(data))}
+        url = f"{self._base}/manifests/{reference}"
+        with self._session.request(
+            "PUT", url, scope=self._push, what=what, expect=(200, 201, 202, 204), headers=headers, body=lambda: data
+        ) as response:
+            stored = response.headers.get("Docker-Content-Digest")
+        if stored is not None and _digest(stored) != manifest.digest:
+            raise CorruptError(f"{what}: the registry stored it as {stored[:80]!r}, not as {to_text(manifest.digest)}")
+
+    def close(self) -> None:
+        """See `ImageStore`. Nothing to do here: the session stays."""
+
+    # Parts
+
+    def _has(self, digest: Digest, scope: str) -> bool:
+        url = self._blob_url(digest)
+        with self._session.request("HEAD", url, scope=scope, what=self._blob(digest), expect=(200, 404)) as response:
+            return response.status == 200
+
+    def _blob(self, digest: Digest) -> str:
+        return f"blob {to_text(digest)} of {self.name}"
+
+    def _blob_url(self, digest: Digest) -> str:
+        return f"{self._base}/blobs/{to_text(digest)}"
+
+    def _location(self, response: Response, what: str) -> str:
+        location = response.headers.get("Location")
+        if not location:
+            raise InvalidError(f"{what}: registry {self._session.host} does not say where to (no Location)")
+        transport = self._session.transport
+        url = urljoin(f"{transport.base}{self._base}/blobs/uploads/", location)
+        plain = url.startswith("http:") and transport.base.startswith("http:")
+        if not (plain or url.startswith("https:")):
+            raise InvalidError(
+                f"{what}: registry {self._session.host} names a place that is no {transport.base.split(':')[0]} URL"
+            )
+        return url
+
+    def _same_host(self, url: str, what: str) -> str:
+        if "://" in url and not self._session.transport.is_own(url):
+            raise CorruptError(f"{what}: the next page is at another host")
+        return url
+
+
+class _Bodies:
+    """Gives the body of an upload, from its start, for each attempt."""
+
+    def __init__(self, data: BinaryIO, blob: Descriptor, what: str) -> None:
+        self._data = data
+        self._blob = blob
+        self._what = what
+        self._start = data.tell() if data.seekable() else None
+        self._used = False
+
+    def __call__(self) -> Readable:
+        if self._used:
+            if self._start is None:
+                raise RegistryUnavailableError(
+                    f"{self._what}: access expired during the upload, and the data cannot be read again"
+                )
+            self._data.seek(self._start)
+        self._used = True
+        return _Body(self._data, self._blob, self._what)
+
+
+class _Body:
+    def __init__(self, data: BinaryIO, blob: Descriptor, what: str) -> None:
+        self._data = data
+        self._checker = Checker(blob, "its source")
+        self._what = what
+        if blob.size == 0:
+            self._checker.update(b"")
+
+    def read(self, size: int = -1, /) -> bytes:
+        checker = self._checker
+        if checker.left == 0:
+            return b""
+        try:
+            data = self._data.read(min(size, checker.left) if size >= 0 else checker.left)
+            # The last bytes leave only when nothing is wrong: a registry must not be given a complete wrong blob.
+            more = self._data.read(1) if len(data) == checker.left else b""
+        except OSError as error:
+            raise UnavailableError(f"{self._what}: cannot read the data: {error.strerror or error}") from error
+        if not data:
+            raise checker.error(f"it ends {checker.left} bytes before the size in its descriptor")
+        if more:
+            raise checker.error("it is longer than the size in its descriptor")
+        checker.update(data)
+        return data
+
+
+def range_start(response: Response, offset: int, length: int, what: str) -> int:
+    """How many bytes of the body come before the range of `length` bytes from `offset` on that was asked for.
+
+    Pure in what it decides: from status and headers alone.
+
+    Raises:
+        CorruptError: the blob ends before the range does, or the answer is another range.
+        RegistryUnavailableError: the server does not do ranges, and this one lies too far inside.
+    """
+    status, given = response.status, response.length
+    end = offset + length
+    if status == 416:
+        raise CorruptError(f"{what} ends before byte {end}: the registry has no such range (416)")
+    if status == 200:
+        if given is not None and given < end:
+            raise CorruptError(f"{what} ends before byte {end}: it has {given}")
+        if offset > RANGE_SKIP_MAX:
+            raise RegistryUnavailableError(
+                f"{what}: {response.origin} answers range requests with the whole blob; "
+                f"lazy reading needs a registry (or a proxy before it) that passes Range on",
+                retryable=False,
+            )
+        return offset
+    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+    if match is None:
+        raise CorruptError(f"{what}: {response.origin} answers a range request without saying which range it sends")
+    first, last = int(match[1]), int(match[2])
+    if first != offset or last >= end:
+        raise CorruptError(f"{what}: asked for bytes {offset} to {end - 1}, {response.origin} sends {first} to {last}")
+    if last < end - 1:
+        raise CorruptError(f"{what} ends before byte {end}: the registry sends it only to {last}")
+    return 0
+
+
+def _skip(response: Response, count: int, what: str) -> None:
+    while count > 0:
+        piece = response.read(min(count, _BLOCK))
+        if not piece:
+            raise CorruptError(f"{what} ends before the range that was asked for")
+        count -= len(piece)
+
+
+def _tags(data: bytes, what: str) -> list[str]:
+    try:
+        listed = json.loads(data)["tags"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        raise CorruptError(f"{what}: the registry's answer is not a list of tags") from None
+    # A repository whose tags were all deleted has null.
+    return [tag for tag in listed or () if isinstance(tag, str) and is_tag(tag)]
+
+
+def _digest(text: str) -> Digest | None:
+    """The digest that `text` is; None if it is a tag (which cannot hold a colon).
+
+    Raises:
+        InvalidError: it is a digest of another algorithm, or none.
+    """
+    return from_text(text) if ":" in text else None

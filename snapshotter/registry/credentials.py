@@ -1,0 +1,172 @@
+"""Where user names and passwords for registries come from: explicit ones, and docker's ``config.json`` with its helpers.
+
+A source is asked again whenever a registry answers 401, and reads its files anew each time, so that a changed password needs
+no restart. Secrets are in no representation and no message.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from snapshotter.errors import InvalidError, UnavailableError
+from snapshotter.registry.reference import DEFAULT_HOST
+
+CONFIG_MAX = 1 << 20
+"""Largest docker config.json that is read, in bytes."""
+
+HELPER_TIMEOUT = 30.0
+"""Seconds that a credential helper may take."""
+
+_HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
+_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_TOKEN_USER = "<token>"  # noqa: S105 (the user name by which docker's helpers mark an identity token)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user of a registry: name and password, or an identity token (an OAuth2 refresh token) in their place."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str | None = field(default=None, repr=False)
+
+
+class CredentialSource(Protocol):
+    """Finds the credentials for a host."""
+
+    def find(self, host: str) -> Credentials | None:
+        """The credentials for `host` (as in references) that are valid now; None for an anonymous user.
+
+        Raises:
+            InvalidError: the configuration is broken.
+            UnavailableError: a helper fails.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedCredentials:
+    """The same credentials for each host of a mapping."""
+
+    hosts: Mapping[str, Credentials] = field(default_factory=dict, repr=False)
+
+    def find(self, host: str) -> Credentials | None:
+        """See `CredentialSource`."""
+        return self.hosts.get(host)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOf:
+    """The first source that knows the host."""
+
+    sources: Sequence[CredentialSource]
+
+    def find(self, host: str) -> Credentials | None:
+        """See `CredentialSource`."""
+        return next((found for source in self.sources if (found := source.find(host)) is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class DockerConfig:
+    """docker's configuration file: ``credHelpers`` for the host, then ``credsStore``, then ``auths``, as docker itself."""
+
+    path: Path
+
+    @classmethod
+    def default(cls, environment: Mapping[str, str] = os.environ) -> DockerConfig:
+        """The file that docker uses: in ``$DOCKER_CONFIG``, else in ``~/.docker``."""
+        directory = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME", "/root"), ".docker")
+        return cls(Path(directory) / "config.json")
+
+    def find(self, host: str) -> Credentials | None:
+        """See `CredentialSource`. A file that is not there knows nobody."""
+        config = self._read()
+        keys = _HUB_KEYS if host == DEFAULT_HOST else (host, f"https://{host}", f"http://{host}")
+        helpers = _mapping(config.get("credHelpers"))
+        helper = next((helpers[key] for key in keys if key in helpers), config.get("credsStore"))
+        if helper:
+            found = self._ask(str(helper), keys[0])
+            if found is not None:
+                return found
+        auths = {_bare(key): entry for key, entry in _mapping(config.get("auths")).items()}
+        entry = next((auths[_bare(key)] for key in keys if _bare(key) in auths), None)
+        return None if entry is None else self._entry(_mapping(entry), host)
+
+    def _read(self) -> Mapping[str, object]:
+        try:
+            with open(self.path, "rb") as file:
+                data = file.read(CONFIG_MAX + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise UnavailableError(f"registry credentials: cannot read {self.path}: {error.strerror}") from error
+        try:
+            config = json.loads(data) if len(data) <= CONFIG_MAX else None
+        except (ValueError, RecursionError):
+            # The parser's message may quote the file.
+            config = None
+        if not isinstance(config, dict):
+            raise InvalidError(f"registry credentials: {self.path} is not a JSON object; mend it or log in again")
+        return config
+
+    def _entry(self, entry: Mapping[str, object], host: str) -> Credentials | None:
+        token = entry.get("identitytoken")
+        if isinstance(token, str) and token:
+            return Credentials(identity_token=token)
+        encoded, username, password = entry.get("auth"), entry.get("username"), entry.get("password")
+        if isinstance(encoded, str) and encoded:
+            try:
+                username, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+            except (binascii.Error, ValueError):
+                raise InvalidError(f"registry credentials: {self.path} has no valid 'auth' for {host}; log in again") from None
+        if not isinstance(username, str) or not username:
+            return None
+        return Credentials(username, password.rstrip("\0") if isinstance(password, str) else "")
+
+    def _ask(self, helper: str, server: str) -> Credentials | None:
+        if not _HELPER.match(helper):
+            raise InvalidError(
+                f"registry credentials: {self.path} names the helper {helper[:64]!r}, which is no program's name"
+            )
+        program = f"docker-credential-{helper}"
+        try:
+            done = subprocess.run(
+                [program, "get"], input=server.encode(), capture_output=True, timeout=HELPER_TIMEOUT, check=False
+            )
+        except FileNotFoundError:
+            raise InvalidError(f"registry credentials: {self.path} names {program}, which is not in PATH; install it") from None
+        except (OSError, subprocess.TimeoutExpired):
+            raise UnavailableError(
+                f"registry credentials: {program} could not be run, or took over {HELPER_TIMEOUT:.0f} s"
+            ) from None
+        if done.returncode != 0:
+            # The protocol has no code for "none stored", only this text.
+            if b"credentials not found" in done.stdout + done.stderr:
+                return None
+            raise UnavailableError(f"registry credentials: {program} get, asked for {server}, failed with {done.returncode}")
+        try:
+            answer = _mapping(json.loads(done.stdout))
+        except (ValueError, RecursionError):
+            answer = {}
+        username, secret = answer.get("Username"), answer.get("Secret")
+        if not isinstance(username, str) or not isinstance(secret, str):
+            raise UnavailableError(f"registry credentials: {program} get, asked for {server}, answered no credentials")
+        return Credentials(identity_token=secret) if username == _TOKEN_USER else Credentials(username, secret)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _bare(key: str) -> str:
+    """`key` of ``auths`` as a host name: docker has written it with a scheme and a path in its time."""
+    return key.removeprefix("https://").removeprefix("http://").partition("/")[0]
