@@ -12,7 +12,7 @@ makes the whole chain and is the place to read its order. What every member prom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,7 +32,14 @@ class ChunkRef:
 
 
 class ChunkMissingError(NotFoundError):
-    """This source does not have the chunk; another one may."""
+    """This source does not have some of the chunks; another one may.
+
+    `digests` are those that it lacks, as far as it knows; empty says nothing about which.
+    """
+
+    def __init__(self, message: str, digests: Iterable[Digest] = ()) -> None:
+        super().__init__(message)
+        self.digests = frozenset(digests)
 
 
 class ChunkCorruptError(CorruptError):

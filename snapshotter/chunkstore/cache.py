@@ -1,0 +1,152 @@
+"""The node's cache of verified chunks, and the member of the chain that asks it first.
+
+`ChunkCache` is the cache itself: one per process, over a directory that processes share. `CachedStore` is the member: one
+per chain, in front of whatever fetches. The cache only ever makes things faster: where its disk is full, broken or gone,
+reads go on from what is fetched.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.chunkstore.directory import ChunkDirectory
+from snapshotter.chunkstore.eviction import Evictor
+from snapshotter.chunkstore.stats import Count, Stats
+from snapshotter.chunkstore.writebehind import QUEUE_BYTES, WriteBehind
+from snapshotter.errors import CorruptError
+from snapshotter.format.digest import Digest
+
+log = logging.getLogger(__name__)
+
+PAUSE = 10.0
+"""Seconds without writing after a write has failed: a full disk is asked again now and then, not for every chunk."""
+
+
+class ChunkCache:
+    """Verified raw chunks under `root`, written beside the reads that bring them (see `local.LocalChunks`).
+
+    `max_bytes` caps what the directory takes on disk, None leaves it alone. Compressed references (names of stored bytes)
+    are never kept: a file's name must be the digest of its content.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        stats: Stats,
+        max_bytes: int | None = None,
+        queue_bytes: int = QUEUE_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.directory = ChunkDirectory(root)
+        self.stats = stats
+        self._clock = clock
+        self._paused_until = float("-inf")
+        self._writer = WriteBehind(self._store, queue_bytes)
+        self._lock = threading.Lock()
+        self.directory.remove_stale_temporaries()
+        self._evictor = None if max_bytes is None else Evictor(self.directory.path, max_bytes, stats)
+        if self._evictor is not None:
+            self._evictor.start()
+
+    @property
+    def name(self) -> str:
+        """For logs and errors."""
+        return f"cache({self.directory.path})"
+
+    def peek(self, digest: Digest) -> bytes | None:
+        """The chunk's raw bytes if they are here, verified. Never raises: what cannot be read is a miss."""
+        raw = self._writer.peek(digest)
+        if raw is not None:
+            return raw
+        try:
+            return self.directory.load(digest)
+        except CorruptError as error:
+            self.stats.add(Count.CACHE_CORRUPT)
+            log.warning("%s", error)
+        except OSError as error:
+            self.stats.add(Count.CACHE_READ_FAILURES)
+            log.warning("cannot read cached chunk %s: %s", self.directory.file(digest), error)
+        return None
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the chunk is here, written or about to be."""
+        return self._writer.peek(digest) is not None or self.directory.exists(digest)
+
+    def put(self, digest: Digest, raw: bytes) -> None:
+        """Keep `raw`, which the caller has verified; soon, and unless the disk refuses (a warning and a counter then)."""
+        if self.directory.knows(digest) or self._clock() < self._paused_until:
+            return
+        if not self._writer.put(digest, raw):
+            self._store(digest, raw)
+
+    def flush(self) -> None:
+        """Wait until everything that was put is on disk or given up."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is queued and end the background threads. Calling it again does nothing."""
+        self._writer.close()
+        if self._evictor is not None:
+            self._evictor.close()
+
+    def _store(self, digest: Digest, raw: bytes) -> None:
+        try:
+            self.directory.store(digest, raw)
+        except OSError as error:
+            self.stats.add(Count.CACHE_WRITE_FAILURES)
+            with self._lock:
+                first = self._clock() >= self._paused_until
+                self._paused_until = self._clock() + PAUSE
+            if first:
+                log.warning(
+                    "cannot write to the chunk cache %s: %s; reads go on from what is fetched, writing is tried again in %d s",
+                    self.directory.path, error, PAUSE,
+                )  # fmt: skip
+            return
+        if self._evictor is not None:
+            self._evictor.added(len(raw))
+
+
+class CachedStore:
+    """Answers from `cache` what is there and asks `inner` once for all the rest, which it keeps.
+
+    Closing it closes `inner`; the cache belongs to whoever made it, other chains use it too.
+    """
+
+    def __init__(self, cache: ChunkCache, inner: ChunkStore) -> None:
+        self._cache = cache
+        self._inner = inner
+
+    @property
+    def name(self) -> str:
+        return f"{self._cache.name} → {self._inner.name}"
+
+    def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        found: dict[ChunkRef, bytes] = {}
+        missing: list[ChunkRef] = []
+        for ref in dict.fromkeys(wanted):
+            raw = None if ref.compressed else self._cache.peek(ref.digest)
+            if raw is None:
+                missing.append(ref)
+            else:
+                found[ref] = raw
+        self._cache.stats.add(Count.HITS, len(found))
+        if missing:
+            self._cache.stats.add(Count.MISSES, len(missing))
+            for ref, raw in zip(missing, self._inner.get(missing), strict=True):
+                found[ref] = raw
+                if not ref.compressed:
+                    self._cache.put(ref.digest, raw)
+        return [found[ref] for ref in wanted]
+
+    def has(self, digest: Digest) -> bool:
+        return self._cache.has(digest) or self._inner.has(digest)
+
+    def close(self) -> None:
+        self._inner.close()

@@ -1,0 +1,138 @@
+"""The chunk store chains, each built in one place, so that its order can be read.
+
+For a mount worker, from the reader of a file inwards::
+
+    recent → cache → single-flight → retry → fallback( verify(packs(source 1)), verify(packs(source 2)), … )
+
+* What was used last comes from memory, before any system call; then the cache: a hit waits for no other thread.
+* Single-flight stands before everything that may take long, retries included, and puts what it got into the cache itself,
+  before it lets go of the chunk.
+* Retry stands before the fallback: when a source fails, asking the next one is quicker than waiting for the first.
+* Verify stands around each source, not around them all, since a wrong answer of one is a reason to ask the next.
+* The planner works inside `packs`: what lies beside a chunk is known there.
+
+The cache, the flights, the threads and the counters are the process's, shared by all its layers (`Node`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from snapshotter.chunkstore.base import BlobReader, ChunkStore
+from snapshotter.chunkstore.blobs import BlobStore
+from snapshotter.chunkstore.cache import CachedStore, ChunkCache
+from snapshotter.chunkstore.fallback import Fallback
+from snapshotter.chunkstore.indexes import IndexStore, fetch_index
+from snapshotter.chunkstore.packmap import PackMap
+from snapshotter.chunkstore.packs import PackStore
+from snapshotter.chunkstore.planner import Limits
+from snapshotter.chunkstore.pool import FetchPool
+from snapshotter.chunkstore.recent import RecentChunks, RecentStore
+from snapshotter.chunkstore.retry import Retry, RetryPolicy
+from snapshotter.chunkstore.singleflight import Flights, SingleFlight
+from snapshotter.chunkstore.stats import Stats
+from snapshotter.chunkstore.verify import Verify
+from snapshotter.format.annotations import PackPlace
+from snapshotter.format.digest import Digest
+from snapshotter.format.pack import PackIndex
+
+
+class Node:
+    """What all chains of one process share: the cache and the pack indexes below `root`, threads and counters.
+
+    `cache_max_bytes` caps the chunks on disk (None: no cap). `read_timeout` bounds a read in seconds; retries end a little
+    before it, so that a read fails with the source's reason and not with a bare timeout.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        cache_max_bytes: int | None = None,
+        read_timeout: float = 60.0,
+        limits: Limits | None = None,
+    ) -> None:
+        self.stats = Stats()
+        self.cache = ChunkCache(root, stats=self.stats, max_bytes=cache_max_bytes)
+        self.indexes = IndexStore(root)
+        self.pool = FetchPool()
+        self._flights = Flights()
+        self._recent = RecentChunks()
+        self._limits = limits
+        self._read_timeout = read_timeout
+
+    def chain(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader]) -> ChunkStore:
+        """The chunks of a layer that lie in `packs`, which `sources` are asked for in their order.
+
+        Nothing is read here: an index is opened when a chunk is first looked for. Sources are not closed with the chain.
+        """
+        maps = [self.indexes.map(place, sources) for place in packs]
+        fetched = [
+            Verify(
+                PackStore(
+                    maps,
+                    source,
+                    pool=self.pool,
+                    stats=self.stats,
+                    local=self.cache,
+                    limits=self._limits,
+                    timeout=self._read_timeout,
+                ),
+                stats=self.stats,
+                local=self.cache,
+            )
+            for source in sources
+        ]
+        retried = Retry(Fallback(fetched), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8))
+        single = SingleFlight(retried, stats=self.stats, flights=self._flights, local=self.cache, timeout=self._read_timeout)
+        return RecentStore(self._recent, CachedStore(self.cache, single))
+
+    def fetch_indexes(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader]) -> None:
+        """Bring the indexes of `packs` to this node at once, several at a time (see `indexes.IndexStore.fetch`)."""
+        self.indexes.fetch(packs, sources, self.pool.now)
+
+    def close(self) -> None:
+        """End the threads, after what they have begun, and write what the cache has queued. Calling it again does nothing."""
+        self.pool.close()
+        self.cache.close()
+
+
+class LocalNode:
+    """The chains of the ``mount`` command, over an OCI layout on this machine: nothing is cached on disk, the blobs are here.
+
+    Order: recent → single-flight → fallback( verify(packs(layout)), verify(blobs(layout)) ), the parts that an image has.
+    """
+
+    def __init__(self) -> None:
+        self.stats = Stats()
+        self._pool = FetchPool()
+
+    def chain(
+        self,
+        reader: BlobReader,
+        *,
+        packs: Sequence[PackPlace] = (),
+        size_of: Callable[[Digest], int | None] | None = None,
+    ) -> ChunkStore:
+        """The chunks of an image in the layout `reader`, which is not closed with the chain.
+
+        `packs` as the image's annotations name them; `size_of`, for upstream's form where every chunk is a blob, tells a
+        blob's size in bytes, None where there is no such blob.
+        """
+        sources: list[ChunkStore] = []
+        if packs:
+            maps = [PackMap(place.pack, partial(_index_of, place, reader)) for place in packs]
+            sources.append(Verify(PackStore(maps, reader, pool=self._pool, stats=self.stats), stats=self.stats))
+        if size_of is not None:
+            sources.append(Verify(BlobStore(reader, size_of, stats=self.stats, on_node=True), stats=self.stats))
+        return RecentStore(RecentChunks(), SingleFlight(Fallback(sources), stats=self.stats))
+
+    def close(self) -> None:
+        """End the threads. Calling it again does nothing."""
+        self._pool.close()
+
+
+def _index_of(place: PackPlace, reader: BlobReader) -> PackIndex:
+    return fetch_index(place, [reader])[0]

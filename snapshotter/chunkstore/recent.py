@@ -1,0 +1,76 @@
+"""The chunks used last, in memory.
+
+Small files share chunks, and a FUSE read is seldom as long as a chunk: without this a tree walk would read and decode the
+same chunk from disk once per file (about 50 µs each from the cache, 150 µs from a pack).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.format.digest import Digest
+
+RECENT_BYTES = 8 << 20
+"""Raw bytes that are held: a few MiB-sized reads on their way, and the small files around them."""
+
+
+class RecentChunks:
+    """Raw chunks up to `max_bytes` together, the least recently used dropped first; shared by the chains of a process."""
+
+    def __init__(self, max_bytes: int = RECENT_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._chunks: dict[ChunkRef, bytes] = {}  # the one used last stands last
+        self._bytes = 0
+
+    def get(self, ref: ChunkRef) -> bytes | None:
+        """The chunk, if it is still here."""
+        with self._lock:
+            raw = self._chunks.pop(ref, None)
+            if raw is not None:
+                self._chunks[ref] = raw
+            return raw
+
+    def put(self, ref: ChunkRef, raw: bytes) -> None:
+        """Remember the chunk."""
+        with self._lock:
+            if ref in self._chunks or len(raw) > self._max_bytes:
+                return
+            self._chunks[ref] = raw
+            self._bytes += len(raw)
+            while self._bytes > self._max_bytes:
+                oldest = next(iter(self._chunks))
+                self._bytes -= len(self._chunks.pop(oldest))
+
+
+class RecentStore:
+    """Answers from `recent` what is there, and asks `inner` for the rest at once."""
+
+    def __init__(self, recent: RecentChunks, inner: ChunkStore) -> None:
+        self._recent = recent
+        self._inner = inner
+
+    @property
+    def name(self) -> str:
+        return f"recent → {self._inner.name}"
+
+    def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        found: dict[ChunkRef, bytes] = {}
+        for ref in wanted:
+            raw = self._recent.get(ref)
+            if raw is not None:
+                found[ref] = raw
+        missing = [ref for ref in dict.fromkeys(wanted) if ref not in found]
+        if missing:
+            for ref, raw in zip(missing, self._inner.get(missing), strict=True):
+                found[ref] = raw
+                self._recent.put(ref, raw)
+        return [found[ref] for ref in wanted]
+
+    def has(self, digest: Digest) -> bool:
+        return self._recent.get(ChunkRef(digest)) is not None or self._inner.has(digest)
+
+    def close(self) -> None:
+        self._inner.close()
