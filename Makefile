@@ -1,0 +1,72 @@
+# Everything here sets up what it needs: Debian packages (as root), .venv with the versions of requirements.lock.
+#   make demo    an image converted, pulled lazily and run, beside overlayfs, in numbers (LINK= for no shaped link)
+#   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
+.PHONY: demo test lint format unit system venv packages image lock clean
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+LINK ?= 200mbit
+venv := .venv
+stamp := $(venv)/.complete
+python := $(venv)/bin/python
+pytest := $(python) -m pytest
+
+demo: packages
+	@$(MAKE) -j2 venv image
+	@PYTHONPATH=. $(python) demo/demo.py $(if $(LINK),--link $(LINK))
+
+test: packages venv
+	$(MAKE) lint
+	$(MAKE) unit
+	$(MAKE) system
+
+lint: venv
+	$(venv)/bin/ruff check .
+	$(venv)/bin/ruff format --check .
+	$(venv)/bin/mypy
+	$(venv)/bin/lint-imports
+
+format: venv
+	$(venv)/bin/ruff check --fix .
+	$(venv)/bin/ruff format .
+
+# the tiers that need nothing of the machine, in parallel
+unit: venv
+	$(pytest) -q -n 2 tests/unit tests/conformance
+
+# the tiers with real mounts, containerd and a registry, one after the other: they share the machine's kernel
+system: packages venv image
+	$(pytest) tests/mount tests/system
+
+packages:
+	@PYTHON=$(PYTHON) scripts/packages
+
+image: packages
+	@$(PYTHON) -m tests.support.debian
+
+venv: $(stamp)
+
+$(stamp): requirements.lock requirements-build.lock pyproject.toml setup.py $(wildcard proto/*.proto proto/*/*.proto proto/*/*/*.proto) | packages
+	@echo "making $(venv)"
+	@rm -f $(stamp)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, {sys.executable} is {sys.version}")'
+	@test -x $(python) || $(PYTHON) -m venv $(venv)
+	@$(python) -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r requirements-build.lock
+	@$(python) -m pip install --quiet --disable-pip-version-check --require-hashes --no-build-isolation -r requirements.lock
+	@$(python) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $(stamp)
+
+# exact versions with hashes of everything that is installed, tests and builds included
+lock:
+	$(PYTHON) -m venv .tools/lock
+	.tools/lock/bin/pip install --quiet --disable-pip-version-check uv
+	.tools/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --custom-compile-command "make lock" --extra test -o requirements.lock pyproject.toml
+	.tools/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --custom-compile-command "make lock" -c requirements.lock -o requirements-build.lock requirements-build.in
+
+clean:
+	rm -rf $(venv) .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -f snapshotter/api/*_pb2*.py snapshotter/api/*_pb2*.pyi
+	find . -name __pycache__ -not -path './.git/*' -type d -prune -exec rm -rf {} +

@@ -1,0 +1,206 @@
+"""A containerd of one's own: private root, state, sockets and namespace, so that the machine's own notices nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import mounts, processes, tools
+from tests.support.processes import CommandError, Service, run
+
+# CRI needs CNI and ports; the block-device snapshotters look at the machine's devices; tracing looks for a collector.
+_DISABLED = (
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.tracing.processor.v1.otlp",
+    "io.containerd.internal.v1.tracing",
+)
+
+_RUNTIME_STATE = Path("/run/containerd")
+"""Where containerd's shim puts its sockets, whatever containerd's own state directory is (runtime/v2/shim/util_unix.go)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOutput:
+    """What a container wrote, and after how many seconds its first byte came."""
+
+    text: str
+    seconds: float
+
+
+class Containerd:
+    """containerd below `directory`, with `snapshotter_socket` (if given) as the proxy plugin ``puzzlefs``.
+
+    Commands run in `namespace`, a name that nothing else on the machine uses: cgroups are named after it.
+    """
+
+    def __init__(self, directory: Path, snapshotter_socket: Path | None = None) -> None:
+        self.directory = directory
+        self.socket = directory / "containerd.sock"
+        self.namespace = f"pz{uuid.uuid4().hex[:10]}"
+        self._made_runtime_state = not _RUNTIME_STATE.exists()
+        directory.mkdir(parents=True, exist_ok=True)
+        config = directory / "config.toml"
+        config.write_text(self._config(snapshotter_socket))
+        self.service = self._start(config)
+
+    def _config(self, snapshotter_socket: Path | None) -> str:
+        lines = [
+            "version = 2",
+            f'root = "{self.directory}/root"',
+            f'state = "{self.directory}/state"',
+            f"disabled_plugins = [{', '.join(repr(name) for name in _DISABLED)}]",
+            "[grpc]",
+            f'  address = "{self.socket}"',
+            "[ttrpc]",
+            f'  address = "{self.socket}.ttrpc"',
+            '[plugins."io.containerd.internal.v1.opt"]',
+            f'  path = "{self.directory}/opt"',
+        ]
+        if snapshotter_socket is not None:
+            lines += ["[proxy_plugins.puzzlefs]", '  type = "snapshot"', f'  address = "{snapshotter_socket}"']
+        return "\n".join(lines).replace("'", '"') + "\n"
+
+    def _start(self, config: Path) -> Service:
+        service = Service([tools.find("containerd"), "--config", config], self.directory / "containerd.log")
+        try:
+            service.wait_until(self._answers, "answering")
+        except BaseException:
+            service.stop()
+            raise
+        return service
+
+    def restart(self) -> None:
+        """Stop containerd and start it on the same state."""
+        self.service.stop()
+        self.service = self._start(self.directory / "config.toml")
+
+    def ctr(self, *arguments: str | Path, check: bool = True, timeout: float = 120) -> str:
+        """What ``ctr`` printed.
+
+        Raises:
+            CommandError: it failed, and `check` is set.
+        """
+        return run("ctr", "-a", self.socket, "-n", self.namespace, *arguments, check=check, timeout=timeout).stdout
+
+    def ctr_error(self, *arguments: str | Path) -> str:
+        """What ``ctr`` complained about: it must fail."""
+        done = run("ctr", "-a", self.socket, "-n", self.namespace, *arguments, check=False)
+        assert done.returncode != 0, f"ctr {arguments} did not fail: {done.stdout}"
+        return done.stderr
+
+    def run(self, image: str, *command: str, snapshotter: str, check: bool = True, timeout: float = 120) -> FirstOutput:
+        """Run a container to its end; its standard output, and when the first of it came.
+
+        Raises:
+            CommandError: the container's command, or starting it, failed and `check` is set.
+        """
+        identity = f"c{uuid.uuid4().hex[:10]}"
+        words = [
+            tools.find("ctr"),
+            "-a",
+            str(self.socket),
+            "-n",
+            self.namespace,
+            *self._run_words(snapshotter, "--rm"),
+            image,
+            identity,
+        ]
+        errors = self.directory / f"{identity}.stderr"
+        start = time.monotonic()
+        with errors.open("wb") as stderr:
+            process = subprocess.Popen(
+                [*words, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=tools.environment(),
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        try:
+            with process.stdout:
+                first = os.read(process.stdout.fileno(), 1)
+                seconds = time.monotonic() - start
+                text = (first + process.stdout.read()).decode("utf-8", "surrogateescape")
+            status = process.wait(timeout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        said = errors.read_text(errors="replace")
+        errors.unlink()
+        if check and status != 0:
+            raise CommandError(f"container of {image} with {snapshotter}: exit status {status}: {said.strip()[-1500:]}")
+        return FirstOutput(text if status == 0 else text + said, seconds)
+
+    @contextlib.contextmanager
+    def detached(self, image: str, *command: str, snapshotter: str) -> Iterator[tuple[str, int]]:
+        """A container that runs meanwhile; gives (its name, the process id of its command)."""
+        identity = f"c{uuid.uuid4().hex[:10]}"
+        pid_file = self.directory / f"{identity}.pid"
+        self.ctr(*self._run_words(snapshotter, "--detach", "--pid-file", str(pid_file)), image, identity, *command)
+        try:
+            yield identity, int(pid_file.read_text())
+        finally:
+            self.ctr("tasks", "delete", "--force", identity, check=False)
+            self.ctr("containers", "delete", identity, check=False)
+
+    def _run_words(self, snapshotter: str, *more: str) -> list[str]:
+        private = ["--fifo-dir", str(self.directory / "fifo"), "--runc-root", str(self.directory / "runc")]
+        return ["run", "--snapshotter", snapshotter, *private, "--runc-binary", tools.find("runc"), *more]
+
+    @contextlib.contextmanager
+    def view(self, chain_id: str, target: Path, snapshotter: str) -> Iterator[Path]:
+        """A committed snapshot, mounted read-only at `target` meanwhile, by the mounts that the snapshotter names."""
+        key = f"view-{uuid.uuid4().hex[:10]}"
+        described = self.ctr("snapshots", "--snapshotter", snapshotter, "view", "--mounts", key, chain_id)
+        try:
+            with mounts.mounted(described, target) as mounted:
+                yield mounted
+        finally:
+            self.ctr("snapshots", "--snapshotter", snapshotter, "remove", key)
+
+    def snapshots(self, snapshotter: str) -> list[list[str]]:
+        """Every snapshot as [key, parent, kind], or [key, kind]."""
+        return [line.split() for line in self.ctr("snapshots", "--snapshotter", snapshotter, "list").splitlines()[1:]]
+
+    def stop(self) -> None:
+        """End containers, shims and containerd; unmount and delete what is below the directory."""
+        with contextlib.suppress(CommandError):
+            for line in self.ctr("tasks", "list", "-q", check=False).split():
+                self.ctr("tasks", "delete", "--force", line, check=False)
+        self.service.stop()
+        # a shim outlives its containerd on purpose
+        for shim in processes.find(lambda words: "containerd-shim" in words[0] and str(self.socket) in words):
+            processes.kill(shim)
+        for cgroups in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]:
+            _remove_cgroup(cgroups / self.namespace)
+        mounts.unmount_all(self.directory)
+        shutil.rmtree(self.directory)
+        if self._made_runtime_state:
+            for empty in (_RUNTIME_STATE / "s", _RUNTIME_STATE):
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
+
+    def _answers(self) -> bool:
+        return self.socket.exists() and run("ctr", "-a", self.socket, "version", check=False).returncode == 0
+
+
+def _remove_cgroup(path: Path) -> None:
+    if path.is_dir():
+        for child in path.iterdir():
+            if child.is_dir():
+                _remove_cgroup(child)
+        with contextlib.suppress(OSError):
+            path.rmdir()

@@ -1,0 +1,88 @@
+"""The programs under test: ``puzzlefs-snapshotter`` as a service, ``puzzlefs`` as a command."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.support import mounts, processes
+from tests.support.processes import CommandError, Service
+
+
+def program(name: str) -> str:
+    """The console script beside the running interpreter.
+
+    Raises:
+        CommandError: this environment does not have the package installed.
+    """
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise CommandError(f"{path} is missing: install the package into this environment (`make venv`)")
+    return str(path)
+
+
+def puzzlefs(*arguments: str | Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run ``puzzlefs``.
+
+    Raises:
+        CommandError: it failed, and `check` is set.
+    """
+    return processes.run(program("puzzlefs"), *arguments, check=check, timeout=timeout)
+
+
+class Snapshotter:
+    """``puzzlefs-snapshotter`` below `directory`, listening at `socket`; `plain_http` are registries without TLS."""
+
+    def __init__(self, directory: Path, plain_http: Iterable[str] = (), containerd_socket: Path | None = None) -> None:
+        self.directory = directory
+        self.root = directory / "root"
+        self.socket = directory / "snapshotter.sock"
+        self.config = directory / "config.toml"
+        self.log = directory / "snapshotter.log"
+        directory.mkdir(parents=True, exist_ok=True)
+        lines = []
+        if containerd_socket is not None:
+            lines += ["[containerd]", f'address = "{containerd_socket}"']
+        for host in plain_http:
+            lines += [f'[registry."{host}"]', "plain_http = true"]
+        self.config.write_text("\n".join(lines) + "\n")
+        self.service: Service
+        self.start()
+
+    def start(self) -> None:
+        """Start the daemon; returns when it takes connections."""
+        command: list[str | Path] = [program("puzzlefs-snapshotter"), "--config", self.config, "--root", self.root]
+        command += ["--address", self.socket, "--log-level", "info"]
+        self.service = Service(command, self.log)
+        try:
+            self.service.wait_until(self._answers, "listening")
+        except BaseException:
+            self.service.stop()
+            raise
+
+    def terminate(self) -> tuple[int, float]:
+        """Send SIGTERM and wait; (exit status, seconds it took)."""
+        start = time.monotonic()
+        status = self.service.stop()
+        return status, time.monotonic() - start
+
+    def stop(self) -> None:
+        """End the daemon and what belongs to it, unmount and delete everything below the directory."""
+        self.service.stop()
+        for worker in processes.find(lambda words: any(str(self.root) in word for word in words)):
+            processes.kill(worker)
+        mounts.unmount_all(self.directory)
+        shutil.rmtree(self.directory)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self.socket))
+            except OSError:
+                return False
+        return True
