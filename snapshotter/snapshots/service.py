@@ -1,0 +1,259 @@
+"""containerd's snapshots service over a `Snapshotter`: messages in, messages out, errors as codes.
+
+Everything that a client can send has a bound, checked here; what is beyond it is INVALID_ARGUMENT.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Never
+
+import grpc
+from google.protobuf import empty_pb2, timestamp_pb2
+
+from snapshotter import errors
+from snapshotter.api import snapshots_pb2, snapshots_pb2_grpc, types_pb2
+from snapshotter.snapshots.model import Info, Kind, Mount
+from snapshotter.snapshots.snapshotter import Snapshotter
+
+_LOG = logging.getLogger(__name__)
+
+KEY_MAX = 4096
+"""Longest key, name or parent, in bytes."""
+
+LABEL_MAX = 4096
+"""Longest label, key and value together, in bytes (containerd's ``labels/validate.go``)."""
+
+LABELS_MAX = 1024
+"""Most labels of one snapshot."""
+
+LABELS_SIZE_MAX = 1 << 20
+"""Most bytes that the labels of one snapshot may take, so that any answer of List fits gRPC's 4 MiB."""
+
+PAGE_SIZE = 1 << 20
+"""Bytes after which an answer of List is sent and another begun."""
+
+PAGE_COUNT = 100
+"""Snapshots after which an answer of List is sent and another begun (as containerd's own service does)."""
+
+_MESSAGE_MAX = 1500
+"""Longest message of an error, in characters: it travels in a header, of which gRPC takes 8 KiB, percent-encoded."""
+
+_NANO = 10**9
+
+_KINDS = {Kind.VIEW: snapshots_pb2.VIEW, Kind.ACTIVE: snapshots_pb2.ACTIVE, Kind.COMMITTED: snapshots_pb2.COMMITTED}
+
+
+def code_of(error: errors.PuzzlefsError) -> grpc.StatusCode:
+    """The gRPC code for a category of error.
+
+    containerd 1.6 takes every code that it does not know for UNKNOWN, so only those are used that it does: data that does
+    not match its digest, or a kernel that cannot, is a precondition that does not hold, which no client tries again.
+    """
+    match error:
+        case errors.NotFoundError():
+            return grpc.StatusCode.NOT_FOUND
+        case errors.AlreadyExistsError():
+            return grpc.StatusCode.ALREADY_EXISTS
+        case errors.InvalidError():
+            return grpc.StatusCode.INVALID_ARGUMENT
+        case errors.FailedPreconditionError() | errors.CorruptError() | errors.UnsupportedError():
+            return grpc.StatusCode.FAILED_PRECONDITION
+        case errors.UnavailableError():
+            return grpc.StatusCode.UNAVAILABLE
+        case _:
+            return grpc.StatusCode.INTERNAL
+
+
+class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
+    """The service. The name of the snapshotter in a request is containerd's configuration and is not looked at."""
+
+    def __init__(self, snapshotter: Snapshotter) -> None:
+        self._snapshotter = snapshotter
+
+    def Prepare(  # noqa: N802 - gRPC's names, here and below
+        self, request: snapshots_pb2.PrepareSnapshotRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.PrepareSnapshotResponse:
+        """A new active snapshot."""
+        with _answering(context, "Prepare", request.key):
+            key, parent, labels = checked_key(request.key), checked_parent(request.parent), checked_labels(request.labels)
+            return snapshots_pb2.PrepareSnapshotResponse(mounts=mount_messages(self._snapshotter.prepare(key, parent, labels)))
+
+    def View(  # noqa: N802
+        self, request: snapshots_pb2.ViewSnapshotRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.ViewSnapshotResponse:
+        """A new view."""
+        with _answering(context, "View", request.key):
+            key, parent, labels = checked_key(request.key), checked_parent(request.parent), checked_labels(request.labels)
+            return snapshots_pb2.ViewSnapshotResponse(mounts=mount_messages(self._snapshotter.view(key, parent, labels)))
+
+    def Mounts(  # noqa: N802
+        self, request: snapshots_pb2.MountsRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.MountsResponse:
+        """The mounts of an active snapshot or a view."""
+        with _answering(context, "Mounts", request.key):
+            return snapshots_pb2.MountsResponse(mounts=mount_messages(self._snapshotter.mounts(checked_key(request.key))))
+
+    def Commit(  # noqa: N802
+        self, request: snapshots_pb2.CommitSnapshotRequest, context: grpc.ServicerContext
+    ) -> empty_pb2.Empty:
+        """Commit an active snapshot."""
+        with _answering(context, "Commit", request.key):
+            name, key, labels = checked_key(request.name), checked_key(request.key), checked_labels(request.labels)
+            self._snapshotter.commit(name, key, labels, checked_parent(request.parent))
+            return empty_pb2.Empty()
+
+    def Remove(  # noqa: N802
+        self, request: snapshots_pb2.RemoveSnapshotRequest, context: grpc.ServicerContext
+    ) -> empty_pb2.Empty:
+        """Forget a snapshot."""
+        with _answering(context, "Remove", request.key):
+            self._snapshotter.remove(checked_key(request.key))
+            return empty_pb2.Empty()
+
+    def Stat(  # noqa: N802
+        self, request: snapshots_pb2.StatSnapshotRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.StatSnapshotResponse:
+        """What is known about a snapshot."""
+        with _answering(context, "Stat", request.key):
+            return snapshots_pb2.StatSnapshotResponse(info=info_message(self._snapshotter.stat(checked_key(request.key))))
+
+    def Update(  # noqa: N802
+        self, request: snapshots_pb2.UpdateSnapshotRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.UpdateSnapshotResponse:
+        """Change labels."""
+        with _answering(context, "Update", request.info.name):
+            name, labels, fields = (
+                checked_key(request.info.name),
+                checked_labels(request.info.labels),
+                request.update_mask.paths,
+            )
+            if len(fields) > LABELS_MAX:
+                raise errors.InvalidError(f"update mask with {len(fields)} paths, at most {LABELS_MAX} are taken")
+            return snapshots_pb2.UpdateSnapshotResponse(info=info_message(self._snapshotter.update(name, labels, list(fields))))
+
+    def List(  # noqa: N802
+        self, request: snapshots_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
+    ) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
+        """The snapshots that a filter wants, in as many messages as it takes."""
+        with _answering(context, "List", ""):
+            yield from pages(self._snapshotter.walk(list(request.filters)))
+
+    def Usage(  # noqa: N802
+        self, request: snapshots_pb2.UsageRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.UsageResponse:
+        """What a snapshot takes on disk."""
+        with _answering(context, "Usage", request.key):
+            usage = self._snapshotter.usage(checked_key(request.key))
+            return snapshots_pb2.UsageResponse(size=usage.size, inodes=usage.inodes)
+
+    def Cleanup(  # noqa: N802
+        self, request: snapshots_pb2.CleanupRequest, context: grpc.ServicerContext
+    ) -> empty_pb2.Empty:
+        """Delete what Remove left behind."""
+        with _answering(context, "Cleanup", ""):
+            self._snapshotter.cleanup()
+            return empty_pb2.Empty()
+
+
+def checked_key(key: str) -> str:
+    """`key`, if it can be one.
+
+    Raises:
+        InvalidError: it is empty or too long.
+    """
+    if not key:
+        raise errors.InvalidError("a snapshot's key must not be empty")
+    return checked_parent(key)
+
+
+def checked_parent(parent: str) -> str:
+    """`parent`, if it can be one; empty means none.
+
+    Raises:
+        InvalidError: it is too long.
+    """
+    size = len(parent.encode())
+    if size > KEY_MAX:
+        raise errors.InvalidError(f"snapshot key of {size} bytes ({parent[:60]!r}…), at most {KEY_MAX} are taken")
+    return parent
+
+
+def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """`labels` as a dictionary, if a snapshot can have them.
+
+    Raises:
+        InvalidError: one is too long, or they are too many.
+    """
+    if len(labels) > LABELS_MAX:
+        raise errors.InvalidError(f"{len(labels)} labels, at most {LABELS_MAX} are taken")
+    total = 0
+    for key, value in labels.items():
+        size = len(key.encode()) + len(value.encode())
+        if size > LABEL_MAX:
+            raise errors.InvalidError(f"label {key[:60]!r} takes {size} bytes with its value, at most {LABEL_MAX} are taken")
+        total += size
+    if total > LABELS_SIZE_MAX:
+        raise errors.InvalidError(f"labels of {total} bytes, at most {LABELS_SIZE_MAX} are taken")
+    return dict(labels)
+
+
+def pages(infos: Iterable[Info]) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
+    """`infos` as messages of bounded size; none for no snapshots."""
+    page, size = snapshots_pb2.ListSnapshotsResponse(), 0
+    for info in infos:
+        message = info_message(info)
+        if page.info and (size + message.ByteSize() > PAGE_SIZE or len(page.info) >= PAGE_COUNT):
+            yield page
+            page, size = snapshots_pb2.ListSnapshotsResponse(), 0
+        page.info.append(message)
+        size += message.ByteSize()
+    if page.info:
+        yield page
+
+
+def info_message(info: Info) -> snapshots_pb2.Info:
+    """`info` as containerd's message."""
+    return snapshots_pb2.Info(
+        name=info.name,
+        parent=info.parent,
+        kind=_KINDS[info.kind],
+        created_at=_timestamp(info.created),
+        updated_at=_timestamp(info.updated),
+        labels=info.labels,
+    )
+
+
+def mount_messages(mounts: Sequence[Mount]) -> list[types_pb2.Mount]:
+    """`mounts` as containerd's messages."""
+    return [types_pb2.Mount(type=mount.type, source=mount.source, options=mount.options) for mount in mounts]
+
+
+def _timestamp(nanoseconds: int) -> timestamp_pb2.Timestamp:
+    seconds, nanos = divmod(nanoseconds, _NANO)
+    return timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
+
+
+@contextmanager
+def _answering(context: grpc.ServicerContext, call: str, key: str) -> Iterator[None]:
+    """End the call with the code that belongs to what the block raises."""
+    try:
+        yield
+    except errors.PuzzlefsError as error:
+        code = code_of(error)
+        # What exists already, or not, is how clients ask; the rest is worth a line.
+        quiet = code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS)
+        _LOG.log(logging.DEBUG if quiet else logging.WARNING, "%s %s: %s: %s", call, key[:200], code.name, error)
+        _abort(context, code, str(error))
+    except Exception as error:
+        _LOG.exception("%s %s failed unexpectedly", call, key[:200])
+        _abort(
+            context, grpc.StatusCode.INTERNAL, f"{call} failed unexpectedly ({type(error).__name__}), see the snapshotter's log"
+        )
+
+
+def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> Never:
+    context.abort(code, message if len(message) <= _MESSAGE_MAX else message[:_MESSAGE_MAX] + "…")
+    raise AssertionError  # abort() always raises
