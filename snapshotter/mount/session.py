@@ -1,0 +1,225 @@
+"""The native engine's protocol, for one mount: what the kernel asks, and what is answered. No I/O.
+
+A session keeps nothing about the kernel but what INIT agreed on: node ids are inode numbers, opens are answered ENOSYS once
+and never asked again ("zero-message opens", Linux's fuse_file_open), and every name and attribute is valid for good. So
+FORGET means nothing here, and a new server can take a mount over in the middle of anything.
+
+`Session.handle` answers what is in memory at once. A READ it only hands back (`ReadJob`), for `read` to be called where
+waiting does no harm.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from snapshotter.chunkstore.base import ChunkStore
+from snapshotter.errors import CorruptError, NotFoundError, PuzzlefsError, UnsupportedError
+from snapshotter.format.model import ROOT_INO
+from snapshotter.mount import wire
+from snapshotter.mount.errnos import errno_of
+from snapshotter.mount.tree import BLOCK_SIZE, Tree, read_pieces
+from snapshotter.mount.wire import Negotiated, Opcode, Request
+
+Buffers = Sequence[bytes | memoryview]
+"""A reply, in parts to be written with one writev(2)."""
+
+_COOKIE_DOT = 1
+_COOKIE_DOTDOT = 2
+
+
+class ReadJob(NamedTuple):
+    """A READ that waits to be done: `size` bytes of file `ino` from `offset` on, for the request `unique`."""
+
+    unique: int
+    ino: int
+    offset: int
+    size: int
+
+
+class Failure(NamedTuple):
+    """Something of a mount could not be served. `length` is 0 where it was not file data."""
+
+    ino: int
+    offset: int
+    length: int
+    error: Exception
+
+
+class Session:
+    """Answers the requests of one mount of `tree`, with chunks from `store`."""
+
+    def __init__(
+        self, tree: Tree, store: ChunkStore, on_failure: Callable[[Failure], None], negotiated: Negotiated | None = None
+    ) -> None:
+        """`negotiated`: what an earlier server of this mount agreed on; INIT is not expected then.
+
+        `on_failure` is called for everything that ends in an error which is not the caller's own, from whatever thread
+        found it. It must not wait.
+        """
+        self.tree = tree
+        self.negotiated = negotiated
+        self.refused: UnsupportedError | None = None
+        """Why the kernel was refused at INIT, if it was."""
+        self._store = store
+        self._on_failure = on_failure
+        self._handlers: dict[int, Callable[[Request], bytes]] = {
+            Opcode.LOOKUP: self._lookup,
+            Opcode.GETATTR: self._getattr,
+            Opcode.READLINK: self._readlink,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdirplus,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.LISTXATTR: self._listxattr,
+            Opcode.STATFS: self._statfs,
+            Opcode.INIT: self._init,
+            Opcode.DESTROY: _nothing,
+            Opcode.RELEASE: _nothing,
+            Opcode.RELEASEDIR: _nothing,
+        }
+
+    def handle(self, data: memoryview) -> Buffers | ReadJob | None:
+        """The answer to the request in `data` (all that one read of /dev/fuse gave); None where the kernel expects none.
+
+        Never raises: what goes wrong becomes an errno.
+        """
+        try:
+            request = wire.parse_request(data)
+        except wire.MalformedRequestError as error:
+            return None if error.unique is None else [wire.pack_header(error.unique, 0, errno.EINVAL)]
+        opcode = request.opcode
+        if opcode in wire.NO_REPLY:
+            return None
+        try:
+            if opcode == Opcode.READ:
+                offset, size = wire.parse_read(request)
+                return ReadJob(request.unique, request.nodeid, offset, size)
+            handler = self._handlers.get(opcode)
+            if handler is None:
+                # ENOSYS makes the kernel stop asking, and do what is right without a server's help: no message per open,
+                # flush and poll, SEEK_DATA from the size, ENOTTY for ioctl.
+                return [wire.pack_header(request.unique, 0, errno.EROFS if opcode in wire.WRITING else errno.ENOSYS)]
+            payload = handler(request)
+            return [wire.pack_header(request.unique, len(payload)), payload]
+        except _ErrnoError as answer:
+            return [wire.pack_header(request.unique, 0, answer.number)]
+        except Exception as error:  # the last barrier before the kernel: a mount must outlive any mistake in one answer
+            if not isinstance(error, wire.MalformedRequestError):
+                self._on_failure(Failure(request.nodeid, 0, 0, error))
+            return [wire.pack_header(request.unique, 0, errno_of(error))]
+
+    def is_near(self, job: ReadJob) -> bool:
+        """Whether this machine has all that `job` needs. Where the plan itself fails, yes: the failure is quickly had."""
+        try:
+            return all(self._store.has(piece.chunk.digest) for piece in self.tree.plan(job.ino, job.offset, job.size))
+        except PuzzlefsError:
+            return True
+
+    def read(self, job: ReadJob) -> Buffers:
+        """The answer to a READ; waits for chunks. Never raises."""
+        try:
+            buffers = read_pieces(self.tree.plan(job.ino, job.offset, job.size), self._store)
+        except Exception as error:
+            self._on_failure(Failure(job.ino, job.offset, job.size, error))
+            # To read(2) there is only one way to fail for a file that exists; ENOENT and EINVAL mean something else there.
+            return [wire.pack_header(job.unique, 0, errno.EIO)]
+        return [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
+
+    def _init(self, request: Request) -> bytes:
+        kernel = wire.parse_init(request)
+        if kernel.major > wire.MAJOR:
+            return wire.pack_init_major()
+        try:
+            self.negotiated = wire.negotiate(kernel, acls=self.tree.has_acls)
+        except UnsupportedError as error:
+            self.refused = error
+            raise
+        return wire.pack_init(self.negotiated)
+
+    def _attr(self, ino: int) -> bytes:
+        return wire.pack_attr(*self.tree.attributes(ino), BLOCK_SIZE)
+
+    def _lookup(self, request: Request) -> bytes:
+        ino = self.tree.lookup(request.nodeid, wire.parse_lookup(request))
+        if ino is None:
+            return wire.NEGATIVE_ENTRY
+        try:
+            return wire.pack_entry_out(ino, self._attr(ino))
+        except NotFoundError as error:  # ENOENT would deny the name that readdir shows
+            raise CorruptError(f"a directory entry leads to a missing inode: {error}") from error
+
+    def _getattr(self, request: Request) -> bytes:
+        return wire.pack_attr_out(self._attr(request.nodeid))
+
+    def _readlink(self, request: Request) -> bytes:
+        return self.tree.readlink(request.nodeid)
+
+    def _readdir(self, request: Request) -> bytes:
+        offset, size = wire.parse_read(request)
+        return wire.pack_dirents(self._records(request.nodeid, offset, plus=False), size)
+
+    def _readdirplus(self, request: Request) -> bytes:
+        offset, size = wire.parse_read(request)
+        return wire.pack_dirents(self._records(request.nodeid, offset, plus=True), size)
+
+    def _records(self, ino: int, offset: int, *, plus: bool) -> Iterator[tuple[bytes, int, int, int, bytes]]:
+        entries = self.tree.entries(ino)
+        # An entry for . or .. carries no node: the kernel ignores it there (fuse_direntplus_link).
+        blank = wire.NO_ENTRY if plus else b""
+        if offset < _COOKIE_DOT:
+            yield blank, ino, _COOKIE_DOT, 0o040000, b"."
+        if offset < _COOKIE_DOTDOT:
+            yield blank, ino if ino == ROOT_INO else wire.UNKNOWN_INO, _COOKIE_DOTDOT, 0o040000, b".."
+        for index in range(max(offset - _COOKIE_DOTDOT, 0), len(entries)):
+            entry = entries[index]
+            cookie = index + _COOKIE_DOTDOT + 1
+            try:
+                attributes = self.tree.entry_attributes(entry)
+            except (CorruptError, NotFoundError):
+                # The name is listed, and whoever asks for it gets the error, and only he.
+                yield blank, entry.ino, cookie, 0, entry.name
+                continue
+            prefix = wire.pack_entry_out(entry.ino, wire.pack_attr(*attributes, BLOCK_SIZE)) if plus else b""
+            yield prefix, entry.ino, cookie, attributes.mode, entry.name
+
+    def _getxattr(self, request: Request) -> bytes:
+        self._need_xattrs()
+        size, name = wire.parse_getxattr(request)
+        value = self.tree.xattrs(request.nodeid).get(name)
+        if value is None:
+            raise _ErrnoError(errno.ENODATA)
+        return _sized(value, size)
+
+    def _listxattr(self, request: Request) -> bytes:
+        self._need_xattrs()
+        size = wire.parse_listxattr(request)
+        return _sized(b"".join(name + b"\0" for name in self.tree.xattrs(request.nodeid)), size)
+
+    def _need_xattrs(self) -> None:
+        if not self.tree.answers_xattrs:
+            raise _ErrnoError(errno.ENOSYS)  # the kernel remembers it (fc->no_getxattr, fc->no_listxattr) and answers by itself
+
+    def _statfs(self, request: Request) -> bytes:
+        return wire.pack_statfs_out(*self.tree.statfs(), BLOCK_SIZE)
+
+
+class _ErrnoError(Exception):
+    """An answer that is an errno without anything having failed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _nothing(request: Request) -> bytes:
+    return b""
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """The answer to GETXATTR and LISTXATTR for a caller's buffer of `size` bytes."""
+    if size == 0:
+        return wire.pack_xattr_size(len(value))
+    if len(value) > size:
+        raise _ErrnoError(errno.ERANGE)
+    return value

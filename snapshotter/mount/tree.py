@@ -1,0 +1,378 @@
+"""A layer or an image as a read-only file system, free of FUSE: what both engines adapt.
+
+Node ids are the image's inode numbers, so a tree has no state about who looked at what. The metadata may be hostile even
+when its digest is right: whatever breaks a rule is a `CorruptError` for the inode that breaks it, and for nothing else. The
+rules that concern one inode alone are the codec's; here are those between inodes:
+
+* A directory has one name. A second parent would give cycles, and overlayfs and the kernel's dentry cache two paths for
+  one directory.
+* No name leads to the root, or to inode 0 (FUSE's "no such name"), or to an inode that is not there.
+
+As a layer for overlayfs (`as_layer`) a whiteout is a character device 0/0 and an opaque directory has
+``trusted.overlay.opaque`` = ``y`` (Linux, filesystems/overlayfs.rst, "whiteouts and opaque directories"); otherwise names that
+lead to whiteouts are not shown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import threading
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import NamedTuple
+
+from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.errors import CorruptError, NotFoundError
+from snapshotter.format.digest import to_text
+from snapshotter.format.model import ROOT_INO, DirEntry, FileChunk, Inode, Kind
+from snapshotter.format.rootfs import Rootfs
+from snapshotter.mount.cache import WeightedCache
+
+OPAQUE = b"trusted.overlay.opaque"
+OVERLAY_PREFIX = b"trusted.overlay."
+"""Attributes by which overlayfs is given orders. In a layer they are ours to give, not the image's."""
+
+DIRECTORY_SIZE = 4096
+"""``st_size`` of every directory, as ext4 shows for a small one: the format knows none, and 0 makes some tools skip it."""
+
+BLOCK_SIZE = 4096
+"""``st_blksize``, and what statfs(2) counts in."""
+
+CACHE_WEIGHT = 1 << 16
+"""Inodes, directory entries and file chunks that are kept decoded, for all trees that share a cache: about 12 MB at most."""
+BATCH_CHUNKS = 32
+"""Chunks asked for at once. A 1 MiB read of 64 KiB chunks takes 17; a hostile file could ask for a million of 16 MiB."""
+
+_TYPES = {
+    Kind.FIFO: stat.S_IFIFO,
+    Kind.CHR: stat.S_IFCHR,
+    Kind.DIR: stat.S_IFDIR,
+    Kind.BLK: stat.S_IFBLK,
+    Kind.FILE: stat.S_IFREG,
+    Kind.LNK: stat.S_IFLNK,
+    Kind.SOCK: stat.S_IFSOCK,
+    Kind.WHT: stat.S_IFCHR,
+}
+_entry_name = attrgetter("name")
+
+
+class Attributes(NamedTuple):
+    """What lstat(2) shows. `mode` has the type bits, `blocks` counts 512 bytes, the three times are `mtime_ns`."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    size: int
+    blocks: int
+    rdev: int
+    mtime_ns: int
+
+
+class Piece(NamedTuple):
+    """`length` bytes from `offset` on of the raw bytes of a chunk."""
+
+    chunk: ChunkRef
+    offset: int
+    length: int
+
+
+class TreeStats(NamedTuple):
+    """The size of the whole tree: blocks of `BLOCK_SIZE` that its files take, and inodes."""
+
+    blocks: int
+    inodes: int
+
+
+class _Node:
+    """A decoded inode, and where its chunks end in the file (computed when first needed)."""
+
+    __slots__ = ("_ends", "inode")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self._ends: array[int] | None = None
+
+    @property
+    def weight(self) -> int:
+        return 1 + len(self.inode.entries) + len(self.inode.chunks)
+
+    @property
+    def ends(self) -> array[int]:
+        if self._ends is None:
+            self._ends = array("Q", itertools.accumulate(chunk.length for chunk in self.inode.chunks))
+        return self._ends
+
+    @property
+    def size(self) -> int:
+        inode = self.inode
+        if inode.kind is Kind.FILE:
+            return self.ends[-1] if inode.chunks else 0
+        if inode.kind is Kind.DIR:
+            return DIRECTORY_SIZE
+        return len(inode.target) if inode.target is not None else 0
+
+
+NodeCache = WeightedCache[tuple[int, int], _Node]
+_tree_numbers = itertools.count()
+
+
+def new_cache(weight: int = CACHE_WEIGHT) -> NodeCache:
+    """A cache of decoded inodes for the trees of one process."""
+    return WeightedCache(weight)
+
+
+class Tree:
+    """The file system over one `Rootfs`. Safe to use from several threads; all that it keeps is bounded.
+
+    Every method that takes an inode number raises `NotFoundError` where there is no such inode and `CorruptError` where it
+    breaks a rule of the format.
+    """
+
+    def __init__(self, rootfs: Rootfs, *, as_layer: bool = False, cache: NodeCache | None = None) -> None:
+        """`as_layer`: show whiteouts and opaque directories to overlayfs. `cache`: shared with other trees."""
+        self._rootfs = rootfs
+        self._as_layer = as_layer
+        self._hides = not as_layer and rootfs.layer_count == 1
+        self._cache = cache if cache is not None else new_cache()
+        self._number = next(_tree_numbers)
+        self._lock = threading.Lock()
+        self._stats: TreeStats | None = None
+        self._parents: Mapping[int, int] | None = None
+        self._answers_xattrs: bool | None = None
+
+    def close(self) -> None:
+        """Let go of the metadata. Using the tree afterwards is a programming error."""
+        self._rootfs.close()
+
+    def lookup(self, ino: int, name: bytes) -> int | None:
+        """The inode that `name` has in directory `ino`, None if there is no such name.
+
+        Raises:
+            CorruptError: the name leads to something that no name may lead to.
+        """
+        entries = self.entries(ino)
+        at = bisect_left(entries, name, key=_entry_name)
+        if at == len(entries) or entries[at].name != name:
+            return None
+        return self._child(entries[at].ino)
+
+    def entries(self, ino: int) -> Sequence[DirEntry]:
+        """The names in directory `ino`, sorted by their bytes, without ``.`` and ``..``."""
+        inode = self._node(ino).inode
+        if inode.kind is not Kind.DIR:
+            raise CorruptError(f"inode {ino} is no directory")
+        return inode.entries
+
+    def attributes(self, ino: int) -> Attributes:
+        """What lstat(2) shows of inode `ino`."""
+        node = self._node(ino)
+        inode = node.inode
+        kind = inode.kind
+        size = node.size
+        if kind is Kind.DIR:
+            nlink = 2 + sum(1 for entry in inode.entries if self._is_directory(entry.ino))
+        else:
+            nlink = self._rootfs.link_count(ino)
+        return Attributes(
+            ino,
+            _TYPES[kind] | inode.permissions,
+            nlink,
+            inode.uid,
+            inode.gid,
+            size,
+            (size + 511) // 512 if kind is Kind.FILE or kind is Kind.DIR else 0,
+            os.makedev(*inode.device) if kind is Kind.CHR or kind is Kind.BLK else 0,
+            inode.mtime * 1_000_000_000 + inode.mtime_nsec,
+        )
+
+    def entry_attributes(self, entry: DirEntry) -> Attributes:
+        """The attributes of what a directory's entry leads to, with the checks of `lookup`."""
+        return self.attributes(self._child(entry.ino))
+
+    def readlink(self, ino: int) -> bytes:
+        """The target of symlink `ino`."""
+        target = self._node(ino).inode.target
+        if target is None:
+            raise CorruptError(f"inode {ino} is no symlink")
+        return target
+
+    def xattrs(self, ino: int) -> Mapping[bytes, bytes]:
+        """The extended attributes of inode `ino`, by full name."""
+        inode = self._node(ino).inode
+        values = {xattr.key: xattr.value for xattr in inode.xattrs}
+        if len(values) != len(inode.xattrs):
+            raise CorruptError(f"inode {ino} has two extended attributes of the same name")
+        if not self._as_layer:
+            return values
+        values = {key: value for key, value in values.items() if not key.startswith(OVERLAY_PREFIX)}
+        if _is_opaque(inode):
+            values[OPAQUE] = b"y"
+        return values
+
+    @property
+    def has_acls(self) -> bool:
+        """Whether there may be POSIX ACLs for the kernel to enforce: whether the image has any extended attribute."""
+        return self._rootfs.has_xattrs()
+
+    @property
+    def answers_xattrs(self) -> bool:
+        """Whether any inode shows an extended attribute. If not, nobody needs to ask. Found once, by a walk."""
+        with self._lock:
+            if self._answers_xattrs is None:
+                self._answers_xattrs = self._rootfs.has_xattrs() or (
+                    self._as_layer and any(_is_opaque(self._rootfs.inode(ino)) for ino in self._directories())
+                )
+            return self._answers_xattrs
+
+    def statfs(self) -> TreeStats:
+        """How large the tree is. Found once, by a walk over all inodes."""
+        with self._lock:
+            if self._stats is None:
+                blocks = inodes = 0
+                for ino in self._rootfs.numbers():
+                    inodes += 1
+                    try:
+                        if self._rootfs.kind(ino) is Kind.FILE:
+                            blocks += -(-self._rootfs.inode(ino).size // BLOCK_SIZE)
+                    except (CorruptError, NotFoundError):
+                        continue
+                self._stats = TreeStats(blocks, inodes)
+            return self._stats
+
+    def plan(self, ino: int, offset: int, length: int) -> list[Piece]:
+        """Where the bytes of file `ino` from `offset` on lie: pieces in order, `length` bytes or up to the file's end."""
+        node = self._node(ino)
+        if node.inode.kind is not Kind.FILE:
+            raise CorruptError(f"inode {ino} is no regular file")
+        chunks = node.inode.chunks
+        ends = node.ends
+        pieces = []
+        row = bisect_right(ends, offset)
+        end = offset + length
+        while offset < end and row < len(ends):
+            chunk: FileChunk = chunks[row]
+            skipped = offset - (ends[row] - chunk.length)
+            taken = min(chunk.length - skipped, end - offset)
+            pieces.append(Piece(ChunkRef(chunk.digest, chunk.compressed), chunk.offset + skipped, taken))
+            offset += taken
+            row += 1
+        return pieces
+
+    def path(self, ino: int) -> bytes:
+        """A path from the root to inode `ino`, for messages: the first one, of a hard link. Costs a walk when first called.
+
+        Never raises: what has no path is shown by its number.
+        """
+        parents = self._known_parents()
+        parts: list[bytes] = []
+        child = ino
+        while child != ROOT_INO and len(parts) < 1000:
+            parent = parents.get(child)
+            name = None if parent is None else self._name_in(parent, child)
+            if parent is None or name is None:
+                return b"inode %d" % ino
+            parts.append(name)
+            child = parent
+        return b"/" + b"/".join(reversed(parts))
+
+    def _node(self, ino: int) -> _Node:
+        key = (self._number, ino)
+        node = self._cache.get(key)
+        if node is None:
+            node = self._decode(ino)
+            self._cache.put(key, node, node.weight)
+        return node
+
+    def _decode(self, ino: int) -> _Node:
+        inode = self._rootfs.inode(ino)
+        if inode.kind is Kind.UNKNOWN:
+            raise CorruptError(f"inode {ino} has no type")
+        if inode.kind is Kind.WHT and not self._as_layer:
+            raise NotFoundError(f"inode {ino} is a whiteout")
+        if inode.kind is Kind.DIR:
+            if ino != ROOT_INO and self._rootfs.name_count(ino) > 1:
+                raise CorruptError(f"inode {ino} is a directory with {self._rootfs.name_count(ino)} names")
+            if self._hides:
+                visible = [entry for entry in inode.entries if not self._is_whiteout(entry.ino)]
+                return _Node(replace(inode, entries=visible))
+        return _Node(inode)
+
+    def _child(self, ino: int) -> int:
+        if ino in (0, ROOT_INO):
+            raise CorruptError(f"a directory entry leads to inode {ino}")
+        return ino
+
+    def _is_directory(self, ino: int) -> bool:
+        try:
+            return self._rootfs.kind(ino) is Kind.DIR
+        except (NotFoundError, CorruptError):
+            return False
+
+    def _is_whiteout(self, ino: int) -> bool:
+        try:
+            return self._rootfs.kind(ino) is Kind.WHT
+        except (NotFoundError, CorruptError):
+            return False
+
+    def _directories(self) -> Iterator[int]:
+        return (ino for ino in self._rootfs.numbers() if self._is_directory(ino))
+
+    def _known_parents(self) -> Mapping[int, int]:
+        with self._lock:
+            if self._parents is None:
+                parents: dict[int, int] = {}
+                for ino in self._directories():
+                    try:
+                        for entry in self._rootfs.inode(ino).entries:
+                            parents.setdefault(entry.ino, ino)
+                    except (CorruptError, NotFoundError):
+                        continue
+                self._parents = parents
+            return self._parents
+
+    def _name_in(self, parent: int, child: int) -> bytes | None:
+        try:
+            return next((entry.name for entry in self.entries(parent) if entry.ino == child), None)
+        except (CorruptError, NotFoundError):
+            return None
+
+
+def _is_opaque(inode: Inode) -> bool:
+    return inode.kind is Kind.DIR and not inode.look_below and inode.ino != ROOT_INO
+
+
+def read_pieces(pieces: Sequence[Piece], store: ChunkStore) -> list[bytes | memoryview]:
+    """The bytes that `pieces` name, as buffers in order; without a copy where they are few enough to keep whole chunks.
+
+    Raises:
+        CorruptError: a chunk is shorter than the metadata says.
+        ChunkMissingError, SourceUnavailableError: see `ChunkStore.get`.
+    """
+    if len(pieces) <= BATCH_CHUNKS:
+        return _fetch(pieces, store)
+    out = bytearray()
+    for start in range(0, len(pieces), BATCH_CHUNKS):
+        for view in _fetch(pieces[start : start + BATCH_CHUNKS], store):
+            out += view
+    return [memoryview(out)]
+
+
+def _fetch(pieces: Sequence[Piece], store: ChunkStore) -> list[bytes | memoryview]:
+    wanted = list(dict.fromkeys(piece.chunk for piece in pieces))
+    chunks = dict(zip(wanted, store.get(wanted), strict=True))
+    buffers: list[bytes | memoryview] = []
+    for piece in pieces:
+        raw = chunks[piece.chunk]
+        if piece.offset + piece.length > len(raw):
+            raise CorruptError(
+                f"chunk {to_text(piece.chunk.digest)} has {len(raw)} bytes, the metadata asks for {piece.offset}+{piece.length}"
+            )
+        buffers.append(raw if piece.length == len(raw) else memoryview(raw)[piece.offset : piece.offset + piece.length])
+    return buffers
