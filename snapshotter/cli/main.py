@@ -1,0 +1,59 @@
+"""The ``puzzlefs`` command: puts the groups of commands together and turns failures into one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from snapshotter import __version__
+from snapshotter.cli import exits
+from snapshotter.cli.images import convert, push
+from snapshotter.cli.local import build, extract, mount, umount
+from snapshotter.cli.node import pull
+from snapshotter.errors import PuzzlefsError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="puzzlefs")
+def puzzlefs() -> None:
+    """Build, convert, mount and pull PuzzleFS images.
+
+    Exit status: 0 done; 1 unexpected failure; 2 wrong usage or input; 3 not found; 4 cannot be reached now; 5 corrupt data;
+    6 exists already; 7 not possible in this state; 8 not supported here; 130 interrupted.
+    """
+
+
+for command in (build, convert, push, pull, mount, umount, extract):
+    puzzlefs.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit. Nothing but one line goes to stderr when it fails; PUZZLEFS_DEBUG=1 adds the traceback."""
+    try:
+        puzzlefs.main(args=arguments, prog_name="puzzlefs", standalone_mode=False)
+        sys.exit(0)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        fail(error, exits.one_line(click.ClickException(error.format_message())), exits.USAGE)
+    except (click.Abort, KeyboardInterrupt) as error:
+        fail(error, "interrupted", exits.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (PuzzlefsError, OSError) as error:
+        fail(error, exits.one_line(error), exits.status(error))
+    except Exception as error:  # the one place where a defect becomes a line
+        fail(error, f"unexpected failure, please report it: {type(error).__name__}: {exits.one_line(error)}", exits.UNEXPECTED)
+
+
+def fail(error: BaseException, line: str, status: int) -> None:
+    """Print `line` and exit with `status`."""
+    if os.environ.get("PUZZLEFS_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"puzzlefs: {line}", file=sys.stderr)
+    sys.exit(status)

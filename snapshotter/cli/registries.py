@@ -1,0 +1,30 @@
+"""How commands reach registries: with the settings of the daemon's configuration file, where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from snapshotter.daemon.config import DEFAULT_PATH, Config, load
+from snapshotter.registry.hosts import RegistryConfig
+from snapshotter.registry.registries import Registries
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Settings of registries, as the daemon's.  [default: {DEFAULT_PATH}, if it exists]",
+)
+
+
+def registries(config_path: Path | None) -> Registries:
+    """Registries with the settings of `config_path`, of the default file, or none.
+
+    Raises:
+        NotFoundError, InvalidError: the file that was named cannot be used.
+    """
+    if config_path is None and DEFAULT_PATH.exists():
+        config_path = DEFAULT_PATH
+    config = Config() if config_path is None else load(config_path)
+    return Registries(lambda host: config.registries.get(host, RegistryConfig()))

@@ -1,0 +1,106 @@
+"""Puts the daemon together: the one place where it can be read what is connected to what.
+
+::
+
+    gRPC server → snapshots service → Snapshotter → Layers → Registries        (metadata, pack indexes)
+                                                      └───→ Supervisor → mount workers → chunk store chain
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+from snapshotter.chunkstore.chain import Node
+from snapshotter.daemon import worker_main
+from snapshotter.daemon.config import Config
+from snapshotter.daemon.layers import Layers
+from snapshotter.daemon.supervisor import Supervisor
+from snapshotter.errors import FailedPreconditionError, InvalidError
+from snapshotter.registry.hosts import RegistryConfig
+from snapshotter.registry.registries import Registries
+from snapshotter.snapshots.paths import prepare_root
+from snapshotter.snapshots.service import register
+from snapshotter.snapshots.snapshotter import Snapshotter
+
+GRPC_THREADS = 16
+MESSAGE_MAX = 16 << 20
+"""Largest gRPC message in bytes; containerd's own limit."""
+STOP_GRACE = 5.0
+"""Seconds that requests under way get when the daemon ends."""
+SOCKET_PATH_MAX = 107
+"""Longest path of a Unix socket in bytes (``sun_path`` of unix(7), less its final NUL)."""
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def running(config: Config, config_path: Path | None) -> Iterator[None]:
+    """A daemon that serves, its layers mounted, for as long as the block lasts.
+
+    Raises:
+        FailedPreconditionError: another daemon serves this root or address, or they cannot be used safely.
+        InvalidError: the address cannot be one.
+    """
+    prepare_root(config.root)
+    with contextlib.ExitStack() as stack:
+        registries = stack.enter_context(Registries(lambda host: config.registries.get(host, RegistryConfig())))
+        node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout)
+        stack.callback(node.close)
+        supervisor = Supervisor(worker_main.command(config, config_path), config.mount_workers)
+        stack.callback(supervisor.close)
+        layers = Layers(config.root, registries, supervisor, node.cache, node.fetch_indexes)
+        snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on
+        stack.callback(snapshotter.close)
+        stack.callback(layers.close)
+        stale = supervisor.clear(config.root / "l")
+        if stale:
+            _log.info(
+                "%d mounts of an earlier daemon taken off; containers on them are served by its workers until they end", stale
+            )
+        recovery = snapshotter.recover()
+        for diff_id, error in recovery.failed.items():
+            _log.error("layer %s is not mounted: %s", diff_id.hex(), error)
+        server = grpc.server(
+            ThreadPoolExecutor(GRPC_THREADS, "grpc"),
+            options=[("grpc.max_receive_message_length", MESSAGE_MAX), ("grpc.so_reuseport", 0)],
+        )
+        register(server, snapshotter)
+        _listen(server, config.address)
+        stack.callback(config.address.unlink, missing_ok=True)
+        server.start()
+        stack.callback(lambda: server.stop(STOP_GRACE).wait())
+        yield
+
+
+def _listen(server: grpc.Server, address: Path) -> None:
+    """Bind the server to a socket that only root can use, in place of one that a dead daemon left."""
+    if len(os.fsencode(address)) > SOCKET_PATH_MAX:
+        raise InvalidError(f"{address}: a socket's path has at most {SOCKET_PATH_MAX} bytes; choose a shorter address")
+    address.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    if address.exists():
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(address))
+            except ConnectionRefusedError:
+                address.unlink()
+            except OSError as error:
+                raise FailedPreconditionError(f"{address} is there and is no socket of ours: {error.strerror}") from None
+            else:
+                raise FailedPreconditionError(f"another daemon serves {address}: stop it or choose another address")
+    mask = os.umask(0o177)
+    try:
+        bound = server.add_insecure_port(f"unix://{address}")
+    except RuntimeError:
+        bound = 0
+    finally:
+        os.umask(mask)
+    if not bound:
+        raise FailedPreconditionError(f"cannot listen at {address}: is its directory writable?")

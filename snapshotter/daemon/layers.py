@@ -1,0 +1,276 @@
+"""Lazy layers on this node: their metadata fetched and checked, their mounts made, kept over restarts, and undone.
+
+::
+
+    <root>/layers/<diff ID, hex>/metadata    the uncompressed message, published only when its digest is right
+    <root>/layers/<diff ID, hex>/number      names the mountpoint, short and never given out twice
+    <root>/l/<number>                        the mountpoint
+
+A layer is mounted once, whatever chains, images and namespaces it is in: what it shows depends on its diff ID alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from snapshotter.chunkstore.base import BlobReader
+from snapshotter.daemon.sources import LayerSource
+from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
+from snapshotter.format.annotations import MetadataLayer, PackPlace
+from snapshotter.format.compression import decompress
+from snapshotter.format.digest import Digest, sha256, to_text
+from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.verity import verity_digest
+from snapshotter.registry.client import RegistryStore
+from snapshotter.registry.registries import Registries
+from snapshotter.snapshots.model import Usage
+
+METADATA_STORED_MAX = 256 << 20
+"""Largest stored metadata blob, in bytes."""
+METADATA_MAX = 1 << 30
+"""Largest metadata message, in bytes: about six million inodes."""
+RESTORE_THREADS = 8
+
+_log = logging.getLogger(__name__)
+
+
+class Mounts(Protocol):
+    """Makes and undoes the mounts of layers (`supervisor.Supervisor`)."""
+
+    def mount(self, name: str, mountpoint: Path, metadata: Path, source: LayerSource) -> None:
+        """Mount the layer whose message is the file `metadata`; it answers when this returns. `name` is the diff ID."""
+        ...
+
+    def unmount(self, name: str, mountpoint: Path) -> None:
+        """Undo `mount`. Containers that still use it keep it until they end."""
+        ...
+
+
+class ChunkSizes(Protocol):
+    """Tells how much of a chunk is on this node."""
+
+    def size(self, digest: Digest) -> int | None:
+        """Bytes that the cached chunk takes, None where it is not cached."""
+        ...
+
+
+class Layers:
+    """`snapshots.lazy.LazyLayers` over registries and mounts. Safe for use by many threads."""
+
+    def __init__(
+        self,
+        root: Path,
+        registries: Registries,
+        mounts: Mounts,
+        cached: ChunkSizes,
+        fetch_indexes: Callable[[Sequence[PackPlace], Sequence[BlobReader]], None],
+    ) -> None:
+        """`root` is the snapshotter's; its directories are made."""
+        self._metadata_root = root / "layers"
+        self._mount_root = root / "l"
+        self._registries = registries
+        self._mounts = mounts
+        self._cached = cached
+        self._fetch_indexes = fetch_indexes
+        self._guard = threading.Lock()
+        self._locks: dict[Digest, threading.Lock] = {}
+        self._mounted: set[Digest] = set()
+        for directory in (self._metadata_root, self._mount_root):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._numbers = itertools.count(1 + max(self._used_numbers(), default=0))
+
+    def ensure(self, layer: MetadataLayer, image: str | None, namespace: str) -> None:
+        """See `snapshots.lazy.LazyLayers`."""
+        with self._locked(layer.diff_id):
+            if layer.diff_id in self._mounted:
+                return
+            source = _source(layer, image)
+            try:
+                if not self._metadata(layer.diff_id).exists():
+                    self._fetch(layer, source)
+                self._mount(layer.diff_id, source)
+            except PuzzlefsError as error:
+                raise _explained(error, layer, source) from error
+
+    def mountpoint(self, diff_id: Digest) -> Path:
+        """See `snapshots.lazy.LazyLayers`."""
+        try:
+            number = int((self._directory(diff_id) / "number").read_text())
+        except (FileNotFoundError, ValueError):
+            raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
+        return self._mount_root / str(number)
+
+    def restore(self, layers: Iterable[tuple[MetadataLayer, str | None]]) -> Mapping[Digest, PuzzlefsError]:
+        """See `snapshots.lazy.LazyLayers`. Several hints for one layer are tried as one source."""
+        hints: dict[Digest, list[LayerSource]] = {}
+        for layer, image in layers:
+            hints.setdefault(layer.diff_id, []).append(_source(layer, image))
+        failed: dict[Digest, PuzzlefsError] = {}
+
+        def mount(diff_id: Digest, sources: Sequence[LayerSource]) -> None:
+            with self._locked(diff_id):
+                if not self._metadata(diff_id).exists():
+                    raise NotFoundError(f"the metadata of layer {to_text(diff_id)} is gone: remove the image and pull it again")
+                self._mount(diff_id, _merged(sources))
+
+        with ThreadPoolExecutor(RESTORE_THREADS, "restore") as pool:
+            waiting: dict[Digest, Future[None]] = {d: pool.submit(mount, d, sources) for d, sources in hints.items()}
+        for diff_id, future in waiting.items():
+            error = future.exception()
+            if isinstance(error, PuzzlefsError):
+                failed[diff_id] = error
+            elif error is not None:
+                failed[diff_id] = UnavailableError(f"layer {to_text(diff_id)} cannot be mounted: {error}")
+        return failed
+
+    def release(self, diff_id: Digest) -> None:
+        """See `snapshots.lazy.LazyLayers`."""
+        with self._locked(diff_id):
+            with contextlib.suppress(NotFoundError):
+                mountpoint = self.mountpoint(diff_id)
+                if diff_id in self._mounted:
+                    self._mounts.unmount(to_text(diff_id), mountpoint)
+                    self._mounted.discard(diff_id)
+                with contextlib.suppress(FileNotFoundError):
+                    mountpoint.rmdir()
+            shutil.rmtree(self._directory(diff_id), ignore_errors=True)
+
+    def usage(self, diff_id: Digest) -> Usage:
+        """See `snapshots.lazy.LazyLayers`: the metadata, and what of the layer's chunks is in the cache."""
+        path = self._metadata(diff_id)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
+        rootfs = Rootfs.open(data)
+        try:
+            chunks = sum(self._cached.size(pair.digest) or 0 for pair in rootfs.verities())
+            return Usage(len(data) + chunks, rootfs.inode_count)
+        finally:
+            rootfs.close()
+
+    def close(self) -> None:
+        """Unmount everything; what is on disk stays for the next start."""
+        for diff_id in list(self._mounted):
+            with self._locked(diff_id):
+                self._mounts.unmount(to_text(diff_id), self.mountpoint(diff_id))
+                self._mounted.discard(diff_id)
+
+    def _fetch(self, layer: MetadataLayer, source: LayerSource) -> None:
+        """Bring metadata and pack indexes to this node, at the same time, and publish the metadata if it is right."""
+        stores = source.open(self._registries)
+        with ThreadPoolExecutor(1, "indexes") as pool:
+            indexes = pool.submit(self._fetch_indexes, layer.packs, stores)
+            message = _first(stores, lambda store: _message(store, layer))
+            indexes.result()
+        directory = self._directory(layer.diff_id)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        _publish(directory / "metadata", message)
+
+    def _mount(self, diff_id: Digest, source: LayerSource) -> None:
+        mountpoint = self._reserve(diff_id)
+        self._mounts.mount(to_text(diff_id), mountpoint, self._metadata(diff_id), source)
+        self._mounted.add(diff_id)
+
+    def _reserve(self, diff_id: Digest) -> Path:
+        with contextlib.suppress(NotFoundError):
+            mountpoint = self.mountpoint(diff_id)
+            _make_mountpoint(mountpoint)
+            return mountpoint
+        with self._guard:
+            number = next(self._numbers)
+        _publish(self._directory(diff_id) / "number", str(number).encode())
+        mountpoint = self._mount_root / str(number)
+        _make_mountpoint(mountpoint)
+        return mountpoint
+
+    def _directory(self, diff_id: Digest) -> Path:
+        return self._metadata_root / diff_id.hex()
+
+    def _metadata(self, diff_id: Digest) -> Path:
+        return self._directory(diff_id) / "metadata"
+
+    def _used_numbers(self) -> Iterator[int]:
+        yield from (int(path.name) for path in self._mount_root.iterdir() if path.name.isdigit())
+        for path in self._metadata_root.glob("*/number"):
+            with contextlib.suppress(ValueError):
+                yield int(path.read_text())
+
+    @contextlib.contextmanager
+    def _locked(self, diff_id: Digest) -> Iterator[None]:
+        with self._guard:
+            lock = self._locks.setdefault(diff_id, threading.Lock())
+        with lock:
+            yield
+
+
+def _source(layer: MetadataLayer, image: str | None) -> LayerSource:
+    return LayerSource(layer.packs, tuple(dict.fromkeys(ref for ref in (image, layer.source) if ref is not None)))
+
+
+def _merged(sources: Sequence[LayerSource]) -> LayerSource:
+    packs = tuple(dict.fromkeys(pack for source in sources for pack in source.packs))
+    return LayerSource(packs, tuple(dict.fromkeys(image for source in sources for image in source.images)))
+
+
+def _first(stores: Sequence[RegistryStore], read: Callable[[RegistryStore], bytes]) -> bytes:
+    """What the first store answers that can; the last one's error if none can."""
+    for store in stores[:-1]:
+        try:
+            return read(store)
+        except PuzzlefsError as error:
+            _log.warning("%s; asking the next source", error)
+    return read(stores[-1])
+
+
+def _message(store: RegistryStore, layer: MetadataLayer) -> bytes:
+    """The layer's metadata message from `store`, checked against every digest that the labels name."""
+    message = decompress(store.read_blob(layer.metadata, METADATA_STORED_MAX), METADATA_MAX)
+    if sha256(message) != layer.diff_id:
+        raise CorruptError(
+            f"metadata {to_text(layer.metadata)} of {store.name} is not that of diff ID {to_text(layer.diff_id)}"
+        )
+    if verity_digest(message) != layer.verity:
+        raise CorruptError(
+            f"metadata {to_text(layer.metadata)} of {store.name} has another fs-verity digest than its label says"
+        )
+    Rootfs.open(message).close()
+    return message
+
+
+def _explained(error: PuzzlefsError, layer: MetadataLayer, source: LayerSource) -> PuzzlefsError:
+    """`error`, of the same category, with the image and the layer that it is about."""
+    category = next(
+        kind for kind in (UnavailableError, CorruptError, InvalidError, NotFoundError, PuzzlefsError) if isinstance(error, kind)
+    )
+    images = " or ".join(source.images) or "an unnamed image"
+    return category(f"layer {to_text(layer.diff_id)} of {images} cannot be mounted: {error}")
+
+
+def _publish(path: Path, data: bytes) -> None:
+    """Write a file so that it is whole or not there, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _make_mountpoint(path: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)

@@ -1,0 +1,61 @@
+"""The entry point of mount workers: gives `mount.worker` the chunk stores that it knows nothing about."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from snapshotter.chunkstore.base import ChunkStore
+from snapshotter.chunkstore.chain import Node
+from snapshotter.daemon.config import Config, load
+from snapshotter.daemon.sources import LayerSource
+from snapshotter.mount import worker
+from snapshotter.registry.hosts import RegistryConfig
+from snapshotter.registry.registries import Registries
+
+
+def command(config: Config, config_path: Path | None) -> list[str]:
+    """What starts a worker for a daemon with `config`, read from `config_path` if it came from a file.
+
+    Registry settings are not among the arguments, which everybody on the machine can read: the worker reads the file itself.
+    """
+    arguments = [sys.executable, "-m", "snapshotter.daemon.worker_main", "--root", str(config.root)]
+    arguments += ["--read-timeout", str(config.read_timeout)]
+    if config.cache_max_bytes is not None:
+        arguments += ["--cache-max-bytes", str(config.cache_max_bytes)]
+    if config_path is not None:
+        arguments += ["--config", str(config_path)]
+    return arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one worker until it has nothing to serve any more; its exit status."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--read-timeout", type=float, required=True)
+    parser.add_argument("--cache-max-bytes", type=int)
+    parser.add_argument("--config", type=Path)
+    options, _ = parser.parse_known_args(arguments)
+    # The daemon blocks the signals that end it, and a child inherits that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+    config = load(options.config) if options.config is not None else Config()
+    node = Node(options.root, cache_max_bytes=options.cache_max_bytes, read_timeout=options.read_timeout)
+    registries = Registries(lambda host: config.registries.get(host, RegistryConfig()))
+
+    def make_store(described: Mapping[str, Any]) -> ChunkStore:
+        source = LayerSource.from_json(described)
+        return node.chain(source.packs, source.open(registries))
+
+    try:
+        return worker.main(make_store, arguments)
+    finally:
+        node.close()
+        registries.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
