@@ -1,0 +1,357 @@
+"""`ImageStore` over an OCI layout: a directory with ``oci-layout``, ``index.json`` and ``blobs/sha256/`` (image-layout.md).
+
+Names of blobs are made from digests, which are 32 bytes and nothing else, so no reference leads outside the directory. What
+is written is published by temporary name, fsync and rename; the index names an image when all of it is on the disk. Several
+processes may write: the index is changed under a lock on the directory.
+
+Blobs that are symbolic links are followed when read: build systems make such layouts, and what is read is checked by digest.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
+from snapshotter.format.digest import Digest, sha256, to_text
+from snapshotter.registry import layoutindex
+from snapshotter.registry.base import MANIFEST_MAX, Descriptor
+from snapshotter.registry.documents import canonical_json, manifest_type, parse_object
+from snapshotter.registry.verified import Checker, verified
+
+_BLOCK = 1 << 20
+_FOR_GOOD = (
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+)
+
+
+class Extent:
+    """A run of bytes in an open file. Closing it closes the file if it is its `owner`."""
+
+    def __init__(self, descriptor: int, offset: int, size: int, name: str, *, owner: bool) -> None:
+        """`name` is for messages."""
+        self._name = name
+        self._descriptor = descriptor
+        self._offset = offset
+        self._owner = owner
+        self._at = 0
+        self.size = size
+
+    def __enter__(self) -> Extent:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """At most `length` bytes from `offset` on; none at the end. Raises UnavailableError where the file cannot be read."""
+        length = min(length, self.size - offset, _BLOCK)
+        try:
+            return os.pread(self._descriptor, length, self._offset + offset) if length > 0 else b""
+        except OSError as error:
+            raise UnavailableError(f"{self._name}: cannot be read: {error.strerror}") from error
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes from where the last `read` ended."""
+        data = self.read_at(self._at, size)
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        """Give back the file."""
+        if self._owner:
+            os.close(self._descriptor)
+            self._owner = False
+
+
+class Files(Protocol):
+    """The files of a layout, wherever they lie."""
+
+    def document(self, name: str) -> bytes:
+        """The start of the file `name` (``oci-layout``, ``index.json``), at most `MANIFEST_MAX` + 1 bytes; NotFoundError."""
+        ...
+
+    def blob(self, digest: Digest) -> Extent | None:
+        """The blob's bytes, to be closed; None if it is not there."""
+        ...
+
+
+class LayoutReader:
+    """The reading half of an OCI layout over some `Files`."""
+
+    def __init__(self, name: str, files: Files) -> None:
+        self._name = name
+        self._files = files
+
+    @property
+    def name(self) -> str:
+        """See `ImageStore`."""
+        return self._name
+
+    def manifest(self, reference: str) -> tuple[Descriptor, bytes]:
+        """See `ImageStore`."""
+        entry = layoutindex.find(self.index(), reference, self.name)
+        what = f"manifest {reference!r} of {self.name}"
+        with self._open(entry.digest) as extent:
+            if extent.size > MANIFEST_MAX:
+                raise CorruptError(f"{what} is larger than {MANIFEST_MAX} bytes, the most that is read")
+            data = exactly(extent, 0, extent.size, what)
+        digest = sha256(data)
+        if digest != entry.digest:
+            raise CorruptError(f"{what} is corrupt: its content has the digest {to_text(digest)}, not {to_text(entry.digest)}")
+        return Descriptor(manifest_type(data, entry.media_type or None, what), digest, len(data)), data
+
+    def only_image(self) -> str:
+        """The digest, as text, of the one image that is here (see `layoutindex.only`)."""
+        return layoutindex.only(self.index(), self.name)
+
+    def open_blob(self, blob: Descriptor) -> BinaryIO:
+        """See `ImageStore`."""
+        extent = self._open(blob.digest)
+        try:
+            if extent.size != blob.size:
+                digest = to_text(blob.digest)
+                raise CorruptError(f"blob {digest} of {self.name} has {extent.size} bytes, its descriptor says {blob.size}")
+            return verified(extent, blob, self.name, extent.close)
+        except CorruptError:
+            extent.close()
+            raise
+
+    def read_range(self, digest: Digest, offset: int, length: int) -> bytes:
+        """See `ImageStore`."""
+        if offset < 0 or length < 0:
+            raise InvalidError(f"no range of a blob: {length} bytes from {offset} on")
+        if length == 0:
+            return b""
+        with self._open(digest) as extent:
+            return exactly(extent, offset, length, f"blob {to_text(digest)} of {self.name}")
+
+    def has_blob(self, digest: Digest) -> bool:
+        """See `ImageStore`."""
+        extent = self._files.blob(digest)
+        if extent is not None:
+            extent.close()
+        return extent is not None
+
+    def tags(self) -> Iterator[str]:
+        """See `ImageStore`. A layout that does not exist has none, as a repository that was never pushed to."""
+        try:
+            index = self.index()
+        except NotFoundError:
+            return
+        yield from layoutindex.tags(index, self.name)
+
+    def index(self) -> dict[str, Any]:
+        """The layout's index.json.
+
+        Raises:
+            NotFoundError: there is no layout here. CorruptError: it is broken, or of a version that we do not know.
+        """
+        version = parse_object(self._files.document("oci-layout"), f"{self.name}: oci-layout").get("imageLayoutVersion")
+        if not isinstance(version, str) or not version.startswith("1."):
+            raise CorruptError(f"{self.name}: the layout's version is {version!r}, not 1.x")
+        return parse_object(self._files.document("index.json"), f"{self.name}: index.json")
+
+    def close(self) -> None:
+        """See `ImageStore`."""
+
+    def _open(self, digest: Digest) -> Extent:
+        extent = self._files.blob(digest)
+        if extent is None:
+            raise NotFoundError(f"{self.name} has no blob {to_text(digest)}")
+        return extent
+
+
+class _Directory:
+    """`Files` in a directory."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root
+        self.blobs = root / "blobs" / "sha256"
+        self._name = name
+
+    def document(self, name: str) -> bytes:
+        extent = self._extent(self.root / name)
+        if extent is None:
+            raise NotFoundError(f"{self._name} is not an OCI image layout: it has no {name}")
+        with extent:
+            return exactly(extent, 0, min(extent.size, MANIFEST_MAX + 1), f"{self._name}: {name}")
+
+    def blob(self, digest: Digest) -> Extent | None:
+        return self._extent(self.path(digest))
+
+    def path(self, digest: Digest) -> Path:
+        return self.blobs / digest.hex()
+
+    def _extent(self, path: Path) -> Extent | None:
+        try:
+            # O_NONBLOCK: a FIFO of that name must not hang us.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise os_failure(error, f"{self._name}: cannot read {path.name}") from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise CorruptError(f"{self._name}: {path.name} is not a regular file")
+        return Extent(descriptor, 0, status.st_size, f"{self._name}: {path.name}", owner=True)
+
+
+class LayoutStore(LayoutReader):
+    """The layout in the directory `root`, made by the first thing that is put into it. Holds nothing open."""
+
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        """`durable` False leaves out every fsync, for layouts that do not outlive the process."""
+        self.root = root
+        self._directory = _Directory(root, f"oci:{root}")
+        self._durable = durable
+        super().__init__(f"oci:{root}", self._directory)
+
+    def put_blob(self, blob: Descriptor, data: BinaryIO) -> bool:
+        """See `ImageStore`. The blob's bytes are on the disk when this returns, its name when a tag is put."""
+        with self._writing(f"blob {to_text(blob.digest)}"):
+            if self._holds(blob):
+                return False
+            self._prepare()
+            checker = Checker(blob, "its source")
+            with self._publish(self._directory.path(blob.digest)) as file:
+                if blob.size == 0:
+                    checker.update(b"")
+                while piece := _read(data, _BLOCK):
+                    checker.update(piece)
+                    file.write(piece)
+                if checker.left:
+                    raise checker.error(f"it ends {checker.left} bytes before the size in its descriptor")
+        return True
+
+    def put_manifest(self, manifest: Descriptor, data: bytes, tag: str | None) -> None:
+        """See `ImageStore`."""
+        what = f"manifest {to_text(manifest.digest)}"
+        if tag is not None:
+            layoutindex.check_tag(tag, self.name)
+        if sha256(data) != manifest.digest or len(data) != manifest.size:
+            raise CorruptError(f"{self.name}: the data of {what} is not what its descriptor says")
+        with self._writing(what):
+            self._prepare()
+            if not self._holds(manifest):
+                with self._publish(self._directory.path(manifest.digest)) as file:
+                    file.write(data)
+            if tag is None:
+                return
+            self._sync(self._directory.blobs)
+            with self._locked():
+                index = layoutindex.with_tag(self.index(), manifest, tag, self.name)
+                with self._publish(self.root / "index.json") as file:
+                    file.write(canonical_json(index))
+                self._sync(self.root)
+
+    def _holds(self, blob: Descriptor) -> bool:
+        extent = self._files.blob(blob.digest)
+        if extent is None:
+            return False
+        with extent:
+            return extent.size == blob.size
+
+    def _prepare(self) -> None:
+        layout, index, blobs = self.root / "oci-layout", self.root / "index.json", self._directory.blobs
+        if layout.exists() and index.exists() and blobs.is_dir():
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if not layout.exists() and any(self.root.iterdir()):
+                raise InvalidError(f"{self.root} is neither empty nor an OCI image layout; name another directory")
+            for path, content in ((layout, layoutindex.LAYOUT_FILE), (index, canonical_json(layoutindex.empty()))):
+                if not path.exists():
+                    with self._publish(path) as file:
+                        file.write(content)
+            blobs.mkdir(parents=True, exist_ok=True)
+            self._sync(blobs.parent)
+            self._sync(self.root.parent)
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise os_failure(error, f"{self.name}: cannot write {what}") from error
+
+    @contextmanager
+    def _publish(self, path: Path) -> Iterator[BinaryIO]:
+        """A file that gets the name `path` when the block ends well, and none at all otherwise."""
+        temporary = path.with_name(f".{path.name[:16]}.{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            with open(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                if self._durable:
+                    os.fsync(descriptor)
+            os.rename(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _sync(self, directory: Path) -> None:
+        if self._durable:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def os_failure(error: OSError, what: str) -> PuzzlefsError:
+    """The category of `error`: refused for good (rights, no directory), or worth another try (no space, I/O)."""
+    message = f"{what}: {error.strerror or error}"
+    return InvalidError(message) if error.errno in _FOR_GOOD else UnavailableError(message)
+
+
+def exactly(extent: Extent, offset: int, length: int, what: str) -> bytes:
+    """`length` bytes of `extent` from `offset` on; `what` is for messages.
+
+    Raises:
+        CorruptError: it ends before. UnavailableError: it cannot be read.
+    """
+    if offset + length > extent.size:
+        raise CorruptError(f"{what} ends before byte {offset + length}: it has {extent.size}")
+    data = bytearray()
+    while len(data) < length:
+        piece = extent.read_at(offset + len(data), length - len(data))
+        if not piece:
+            raise CorruptError(f"{what} became shorter while it was read")
+        data += piece
+    return bytes(data)
+
+
+def _read(data: BinaryIO, size: int) -> bytes:
+    """The next bytes of a source; what goes wrong there is not the layout's failure."""
+    try:
+        return data.read(size)
+    except OSError as error:
+        raise UnavailableError(f"cannot read the data to be stored: {error.strerror or error}") from error
