@@ -1,0 +1,105 @@
+"""From a source to a built layer: its tree, its metadata message, and the order of its chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshotter.build.chunk import ByteReader, Cutting
+from snapshotter.build.decompress import LayerStream
+from snapshotter.build.encoder import ParallelEncoder
+from snapshotter.build.entries import Content, Node, Numbering, chunk_order, inodes, number
+from snapshotter.build.files import FileCutter
+from snapshotter.build.layer import read_layer
+from snapshotter.build.spool import RawSpool
+from snapshotter.build.tar import TarHeader, TarReader
+from snapshotter.build.walk import FileReader, walk
+from snapshotter.format import codec
+from snapshotter.format.digest import Digest
+from snapshotter.format.model import ChunkVerity, RootfsContent
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltLayer:
+    """A layer's metadata message, and its chunks in walk order, each once."""
+
+    message: bytes
+    chunks: Sequence[Digest]
+
+
+def layer_from_tar(
+    stream: LayerStream, below: Sequence[Node], encoder: ParallelEncoder, cutting: Cutting, temporary: Path | None = None
+) -> Node:
+    """The tree of a layer's tar, its files cut. `below`: the trees of the earlier layers, top first.
+
+    `stream` is read to its end. Large files are cut as they pass, small ones kept in a temporary file until their order is
+    known.
+
+    Raises:
+        InvalidError, CorruptError: see `layer.read_layer`; and what `stream` raises.
+    """
+    spool = RawSpool(temporary)
+    try:
+        cutter = FileCutter(cutting, encoder)
+
+        def take(header: TarHeader, reader: TarReader) -> Content:
+            content = Content(header.size)
+            if cutter.stands_alone(header.size):
+                cutter.cut_alone(content, reader)
+            elif header.size:
+                content.offset = spool.add(reader, header.size)
+            return content
+
+        def open_content(content: Content) -> ByteReader:
+            return spool.reader_at(content.offset, content.size)
+
+        reader = TarReader(stream)
+        root = read_layer(reader, below, take)
+        reader.drain()
+        # What was cut as it passed must not be cut again with the rest.
+        cutter.finish()
+        cutter.cut_together(number(root).contents(), open_content)
+        cutter.finish()
+    finally:
+        spool.close()
+    return root
+
+
+def layer_from_directory(path: str | bytes, encoder: ParallelEncoder, cutting: Cutting) -> Node:
+    """The tree of a directory, its files cut.
+
+    Raises:
+        NotFoundError, InvalidError, FailedPreconditionError: see `walk.walk` and `walk.FileReader`.
+    """
+    root = walk(path)
+    cutter = FileCutter(cutting, encoder)
+    small = []
+    for content in number(root).contents():
+        if cutter.stands_alone(content.size):
+            cutter.cut_alone(content, _open_file(content))
+        elif content.size:
+            small.append(content)
+    cutter.cut_together(small, _open_file)
+    cutter.finish()
+    return root
+
+
+def _open_file(content: Content) -> ByteReader:
+    return FileReader(content.path, content.size)
+
+
+def build_layer(root: Node, verity: Mapping[Digest, bytes], *, times: bool = True) -> BuiltLayer:
+    """The message of a tree whose files are cut; `verity` knows every chunk's fs-verity digest."""
+    numbering = number(root)
+    order = distinct(numbering)
+    content = RootfsContent(
+        layers=(inodes(numbering),),
+        verity=[ChunkVerity(digest, verity[digest]) for digest in sorted(order)],
+    )
+    return BuiltLayer(codec.encode(content, times=times), order)
+
+
+def distinct(numbering: Numbering) -> list[Digest]:
+    """The chunks of a tree in walk order, each once."""
+    return list(dict.fromkeys(chunk.digest for chunk in chunk_order(numbering)))

@@ -1,0 +1,149 @@
+"""A layer's blob as the stream of its uncompressed tar, with the tar's digest.
+
+What it is compressed with is told by its first bytes, as containerd does it: media types are wrong often enough
+(``tar.gzip`` on plain tars). Decompressing and hashing run in a thread of their own, a few blocks ahead of the reader.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import BinaryIO, Protocol
+
+import zstandard
+from isal import igzip, isal_zlib
+
+from snapshotter.errors import CorruptError
+from snapshotter.format.digest import Digest
+
+BLOCK = 1 << 20
+AHEAD = 8
+"""Blocks that are kept ready."""
+
+WINDOW_MAX = 1 << 27
+"""Largest zstd window that is accepted, in bytes: what ``zstd --long`` asks for."""
+
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Peeked:
+    """`source` again from its beginning, of which `head` has been read; counts what is taken."""
+
+    def __init__(self, head: bytes, source: BinaryIO, on_bytes: Callable[[int], None]) -> None:
+        self._head = head
+        self._source = source
+        self._on_bytes = on_bytes
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._head:
+            data, self._head = self._head[:size], self._head[size:] if size >= 0 else b""
+        else:
+            data = self._source.read(size)
+        self._on_bytes(len(data))
+        return data
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readable(self) -> bool:
+        return True
+
+
+def _nothing(count: int) -> None:
+    pass
+
+
+class LayerStream:
+    """The uncompressed bytes of a layer's blob, read ahead in a thread; `digest` is known when all have been read.
+
+    Used in a with statement, which ends the thread.
+    """
+
+    def __init__(self, blob: BinaryIO, what: str, on_bytes: Callable[[int], None] = _nothing) -> None:
+        """`what` names the layer in messages; `on_bytes` is told how many stored bytes were read, from the thread."""
+        self._blob = blob
+        self._what = what
+        self._on_bytes = on_bytes
+        self._hash = hashlib.sha256()
+        self._blocks: queue.Queue[bytes | Exception] = queue.Queue(AHEAD)
+        self._stop = threading.Event()
+        self._ended = False
+        self.length = 0
+        """Uncompressed bytes that were read so far."""
+        self._thread = threading.Thread(target=self._run, name="layer-stream", daemon=True)
+
+    def read(self, size: int, /) -> bytes:
+        """The next block, whatever `size` (a block is at most `BLOCK` bytes); empty at the end.
+
+        Raises:
+            CorruptError: the blob does not decompress; or what its store raises.
+        """
+        if self._ended:
+            return b""
+        block = self._blocks.get()
+        if isinstance(block, Exception):
+            self._ended = True
+            raise block
+        self._ended = not block
+        self.length += len(block)
+        return block
+
+    def digest(self) -> Digest:
+        """sha256 of all uncompressed bytes; they must have been read to the end."""
+        if not self._ended:
+            raise ValueError("the stream has not been read to its end")
+        return Digest(self._hash.digest())
+
+    def __enter__(self) -> LayerStream:
+        """Start reading."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop reading, and close the blob."""
+        self._stop.set()
+        while self._thread.is_alive():
+            # The thread may be waiting for room.
+            try:
+                self._blocks.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+        self._blob.close()
+
+    def _run(self) -> None:
+        try:
+            source = self._open()
+            while not self._stop.is_set():
+                block = source.read(BLOCK)
+                self._hash.update(block)
+                self._blocks.put(block)
+                if not block:
+                    return
+        except (EOFError, gzip.BadGzipFile, isal_zlib.IsalError, zstandard.ZstdError) as error:  # type: ignore[misc]  # isal's stubs say instance
+            self._blocks.put(CorruptError(f"{self._what} does not decompress: {error}"))
+        except Exception as error:
+            self._blocks.put(error)
+
+    def _open(self) -> _Readable:
+        head = b""
+        while len(head) < len(_ZSTD) and (more := self._blob.read(len(_ZSTD) - len(head))):
+            head += more
+        source = _Peeked(head, self._blob, self._on_bytes)
+        if head.startswith(_GZIP):
+            return igzip.IGzipFile(fileobj=source, mode="rb")  # type: ignore[no-untyped-call]
+        if head == _ZSTD:
+            decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX)
+            return decompressor.stream_reader(source, read_size=BLOCK, read_across_frames=True)  # type: ignore[arg-type]
+        return source

@@ -1,0 +1,95 @@
+"""Runs the work that each chunk costs (hashing, compressing) in threads, and hands the results back in order.
+
+Everything else of a build happens on one thread. What is in flight is bounded in bytes, so a fast source waits for the
+compressor instead of filling memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+from snapshotter.build.chunk import CutChunk
+from snapshotter.format.compression import Codec
+
+BATCH = 1 << 20
+"""Raw bytes that one task takes: a chunk alone is too little work to pay for waking a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What became of a chunk: its name, and, unless it is known already, its fs-verity digest and its stored form."""
+
+    chunk: CutChunk
+    verity: bytes | None = None
+    codec: Codec = Codec.RAW
+    stored: bytes | None = None
+
+
+Encode = Callable[[bytes], Encoded]
+"""Called in threads."""
+
+Take = Callable[[Encoded], None]
+"""Called on the thread that feeds the encoder, in the order of the chunks."""
+
+_Batch = list[tuple[bytes, list[CutChunk]]]
+
+
+class ParallelEncoder:
+    """Feeds chunks to `encode` in threads, and each result to `take` and to the list that its chunk was put for."""
+
+    def __init__(self, encode: Encode, take: Take, workers: int | None = None) -> None:
+        """`workers` threads, by default one a core."""
+        count = workers or os.cpu_count() or 1
+        self._encode = encode
+        self._take = take
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="encode")
+        self._in_flight: deque[tuple[Future[list[Encoded]], list[list[CutChunk]]]] = deque()
+        self._most = 2 * count + 2
+        self._batch: _Batch = []
+        self._batch_bytes = 0
+
+    def put(self, raw: bytes, run: list[CutChunk]) -> None:
+        """Encode `raw`; its `CutChunk` is appended to `run` by the next `flush` at the latest."""
+        self._batch.append((raw, run))
+        self._batch_bytes += len(raw)
+        if self._batch_bytes >= BATCH:
+            self._submit()
+
+    def flush(self) -> None:
+        """Wait until everything put has been taken. Raises what `encode` or `take` raised."""
+        self._submit()
+        while self._in_flight:
+            self._collect()
+
+    def _submit(self) -> None:
+        if not self._batch:
+            return
+        raws = [raw for raw, _ in self._batch]
+        runs = [run for _, run in self._batch]
+        self._batch, self._batch_bytes = [], 0
+        while len(self._in_flight) >= self._most:
+            self._collect()
+        self._in_flight.append((self._pool.submit(self._encode_all, raws), runs))
+
+    def _encode_all(self, raws: list[bytes]) -> list[Encoded]:
+        return [self._encode(raw) for raw in raws]
+
+    def _collect(self) -> None:
+        future, runs = self._in_flight.popleft()
+        for encoded, run in zip(future.result(), runs, strict=True):
+            self._take(encoded)
+            run.append(encoded.chunk)
+
+    def __enter__(self) -> ParallelEncoder:
+        """Use it in a with statement, so that its threads end."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End the threads; what has not been started is dropped."""
+        self._pool.shutdown(cancel_futures=True)
+        self._in_flight.clear()

@@ -1,0 +1,187 @@
+"""Reads a directory on disk into a tree of nodes.
+
+One file system: the entries of a mount point in it are taken, the directories among them come out empty, as upstream has it.
+Names are bytes. Extended attributes are those that the caller may see, sorted when they are encoded, because file systems
+list them in different orders.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from snapshotter.build.entries import Content, Node
+from snapshotter.errors import FailedPreconditionError, InvalidError, NotFoundError, UnavailableError
+from snapshotter.format.model import Kind
+
+_KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIR,
+    stat.S_IFLNK: Kind.LNK,
+    stat.S_IFCHR: Kind.CHR,
+    stat.S_IFBLK: Kind.BLK,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFSOCK: Kind.SOCK,
+}
+
+_DROPPED = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
+"""What xfs shows to root beside a POSIX ACL that says the same; other file systems do not have them."""
+
+
+def walk(path: str | bytes) -> Node:
+    """The tree below the directory `path`; files' contents have their path.
+
+    Raises:
+        NotFoundError: there is no `path`.
+        InvalidError: `path` is not a directory, or a path in it is too long to be read.
+        FailedPreconditionError: something in it cannot be read.
+    """
+    top = os.fsencode(path)
+    try:
+        status = os.stat(top)
+    except FileNotFoundError:
+        raise NotFoundError(f"no such directory: {os.fsdecode(top)}") from None
+    except OSError as error:
+        raise _failure(top, error) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise InvalidError(f"{os.fsdecode(top)} is not a directory")
+    device = status.st_dev
+    root = _node(top + b"/.", status)
+    pending = [(top, root, device)]
+    linked: dict[tuple[int, int], Node] = {}
+    while pending:
+        directory, parent, here = pending.pop()
+        names = parent.names()
+        try:
+            with os.scandir(directory) as found:
+                entries = [entry.name for entry in found]
+        except OSError as error:
+            raise _failure(directory, error) from None
+        for name in entries:
+            place = directory + b"/" + name
+            try:
+                status = os.lstat(place)
+            except OSError as error:
+                raise _failure(place, error) from None
+            identity = (status.st_dev, status.st_ino)
+            node = linked.get(identity)
+            if node is None:
+                node = _node(place, status)
+                if node.kind is Kind.DIR:
+                    # In a mounted directory its own entries are taken, but what lies deeper is left out.
+                    if here == device:
+                        pending.append((place, node, status.st_dev))
+                elif status.st_nlink > 1:
+                    linked[identity] = node
+            names[name] = node
+    return root
+
+
+def _node(path: bytes, status: os.stat_result) -> Node:
+    kind = _KINDS[stat.S_IFMT(status.st_mode)]
+    seconds, nanoseconds = divmod(status.st_mtime_ns, 1_000_000_000)
+    node = Node(
+        kind,
+        stat.S_IMODE(status.st_mode),
+        status.st_uid,
+        status.st_gid,
+        seconds,
+        nanoseconds,
+        xattrs=_xattrs(path),
+    )
+    if kind is Kind.FILE:
+        node.content = Content(status.st_size, path=path)
+    elif kind is Kind.LNK:
+        try:
+            node.target = os.readlink(path)
+        except OSError as error:
+            raise _failure(path, error) from None
+    elif kind in (Kind.CHR, Kind.BLK):
+        node.device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    return node
+
+
+def _xattrs(path: bytes) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    try:
+        for text in os.listxattr(path, follow_symlinks=False):
+            key = os.fsencode(text)
+            if key in _DROPPED:
+                continue
+            try:
+                found[key] = os.getxattr(path, key, follow_symlinks=False)
+            except OSError as error:
+                # Removed meanwhile, or listed by the file system but handled by a module that is off.
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise _failure(path, error) from None
+    return found
+
+
+class FileReader:
+    """Reads one file that `walk` found, exactly as long as it was then."""
+
+    def __init__(self, path: bytes, size: int) -> None:
+        """Open `path`, of which `size` bytes are expected.
+
+        Raises:
+            FailedPreconditionError: it cannot be opened, or is no regular file any more.
+        """
+        self._path = path
+        self._rest = size
+        self._fd = -1
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _failure(path, error) from None
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            self.close()
+            raise self._changed()
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Read up to ``len(buffer)`` bytes; 0 at the end.
+
+        Raises:
+            FailedPreconditionError: the file cannot be read, or is not as long as it was. To cut or to fill it would give
+                an image of a file that never existed.
+        """
+        try:
+            if not self._rest:
+                if self._fd >= 0 and os.read(self._fd, 1):
+                    raise self._changed()
+                self.close()
+                return 0
+            count = os.readv(self._fd, [buffer[: self._rest]])
+        except OSError as error:
+            raise _failure(self._path, error) from None
+        if not count and len(buffer):
+            raise self._changed()
+        self._rest -= count
+        return count
+
+    def close(self) -> None:
+        """Close the file; reading it to its end does so too."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        """A cut that fails half-way drops its reader."""
+        self.close()
+
+    def _changed(self) -> FailedPreconditionError:
+        return FailedPreconditionError(
+            f"{os.fsdecode(self._path)} changed while it was read: build from a tree that nothing writes to, like a snapshot"
+        )
+
+
+def _failure(path: bytes, error: OSError) -> FailedPreconditionError | InvalidError | UnavailableError:
+    name = os.fsdecode(path[:200])
+    if error.errno == errno.ENAMETOOLONG:
+        return InvalidError(f"the path {name}… is longer than the system's limit of 4096 bytes")
+    if error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return UnavailableError(f"cannot read {name}: {error.strerror}")
+    return FailedPreconditionError(f"cannot read {name}: {error.strerror}")
