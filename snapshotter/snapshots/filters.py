@@ -107,7 +107,8 @@ class Filter:
         """What an index can be asked for."""
         if len(self._any) != 1:
             return Wanted()
-        equal = {s.path: s.value for s in self._any[0] if s.operator is Operator.EQUAL}
+        # A value that is not UTF-8 equals nothing, and no index can be asked for it.
+        equal = {s.path: s.value for s in self._any[0] if s.operator is Operator.EQUAL and _is_utf8(s.value)}
         # A reference is never empty where it is present, and an absent one is no match.
         return Wanted(equal.get(("name",)), equal.get(("parent",)), equal.get(("labels", REF_LABEL)))
 
@@ -155,6 +156,10 @@ def _regex(pattern: str) -> Callable[[str], bool]:
 _ESCAPES = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, "\\": 92}
 _HEX = {"x": 2, "u": 4, "U": 8}
 _ILLEGAL = "\0\ufffd"  # the latter because Go's decoder answers it for an error, and the scanner asks no further
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _is_field(char: str) -> bool:

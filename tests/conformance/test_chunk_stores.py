@@ -1,0 +1,223 @@
+"""What every member of the chunk store promises (see `chunkstore.base`), run by every member.
+
+A member supplies a factory that builds it over a `World`: the same chunks as a stub store, as a pack and as blobs. Members
+that fetch are wrapped in `verify`, as the contract says.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from snapshotter.chunkstore.base import ChunkCorruptError, ChunkMissingError, ChunkRef, ChunkStore, SourceUnavailableError
+from snapshotter.chunkstore.blobs import BlobStore
+from snapshotter.chunkstore.cache import CachedStore, ChunkCache
+from snapshotter.chunkstore.chain import LocalNode, Node
+from snapshotter.chunkstore.fallback import Fallback
+from snapshotter.chunkstore.packmap import PackMap
+from snapshotter.chunkstore.packs import PackStore
+from snapshotter.chunkstore.pool import FetchPool
+from snapshotter.chunkstore.recent import RecentChunks, RecentStore
+from snapshotter.chunkstore.retry import Retry, RetryPolicy
+from snapshotter.chunkstore.singleflight import SingleFlight
+from snapshotter.chunkstore.stats import Stats
+from snapshotter.chunkstore.verify import Verify
+from snapshotter.errors import UnavailableError
+from snapshotter.format.digest import Digest, sha256
+from snapshotter.format.pack import PackIndex
+from tests.support.chunks import MemoryBlobs, MemoryLocal, StubStore, at_once, make_pack, refs, some_chunks
+
+CHUNKS = some_chunks(12)
+ABSENT = ChunkRef(sha256(b"nobody has this"))
+PLACE, PACK, ENTRIES = make_pack(CHUNKS)
+
+
+@dataclass
+class World:
+    """The sources of one test, and what must be closed after it."""
+
+    path: Path
+    stub: StubStore = field(default_factory=lambda: StubStore(CHUNKS))
+    blobs: MemoryBlobs = field(default_factory=MemoryBlobs)
+    stats: Stats = field(default_factory=Stats)
+    after: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        for blob in (*CHUNKS, PACK):
+            self.blobs.add(blob)
+
+    def size_of(self, digest: Digest) -> int | None:
+        blob = self.blobs.blobs.get(digest)
+        return None if blob is None else len(blob)
+
+    def source(self) -> ChunkStore:
+        return Verify(self.stub, stats=self.stats)
+
+    def pack(self) -> PackMap:
+        return PackMap(
+            PLACE.pack, lambda: PackIndex.parse(PACK[PLACE.index_offset :][: PLACE.index_length], PLACE.index_offset)
+        )
+
+    def corrupt(self, number: int) -> None:
+        """Garble chunk `number` wherever it is."""
+        digest = sha256(CHUNKS[number])
+        self.stub.chunks[digest] = CHUNKS[number][:-1] + b"!"
+        self.blobs.flip(digest, 5)
+        self.blobs.flip(PLACE.pack, ENTRIES[number].offset + ENTRIES[number].stored_length // 2)
+
+    def go_away(self) -> None:
+        """Make every source unavailable, for good."""
+
+        def refuse(*_: object) -> None:
+            raise UnavailableError("the network is down")
+
+        self.blobs.before = refuse
+        self.stub.failures = [SourceUnavailableError("the network is down") for _ in range(100)]
+
+    def come_back(self) -> None:
+        self.blobs.before = lambda digest, offset, length: None
+        self.stub.failures = []
+
+
+def cache(world: World) -> ChunkStore:
+    kept = ChunkCache(world.path, stats=world.stats)
+    world.after.callback(kept.close)
+    return CachedStore(kept, world.source())
+
+
+def packs(world: World, *, ahead: bool) -> ChunkStore:
+    pool = FetchPool()
+    world.after.callback(pool.close)
+    local = MemoryLocal() if ahead else None
+    return Verify(
+        PackStore([world.pack()], world.blobs, pool=pool, stats=world.stats, local=local), stats=world.stats, local=local
+    )
+
+
+def node(world: World) -> ChunkStore:
+    made = Node(world.path, read_timeout=0.5)
+    world.after.callback(made.close)
+    made.fetch_indexes([PLACE], [world.blobs])
+    return made.chain([PLACE], [world.blobs])
+
+
+def layout(world: World, *, packed: bool) -> ChunkStore:
+    made = LocalNode()
+    world.after.callback(made.close)
+    return made.chain(world.blobs, packs=[PLACE]) if packed else made.chain(world.blobs, size_of=world.size_of)
+
+
+def impatient(world: World) -> ChunkStore:
+    policy = RetryPolicy(attempts=2)
+    return Retry(world.source(), stats=world.stats, policy=policy, sleep=lambda seconds: None)
+
+
+MEMBERS: dict[str, Callable[[World], ChunkStore]] = {
+    "verify": World.source,
+    "recent": lambda world: RecentStore(RecentChunks(), world.source()),
+    "cache": cache,
+    "single-flight": lambda world: SingleFlight(world.source(), stats=world.stats),
+    "retry": impatient,
+    "fallback": lambda world: Fallback([Verify(StubStore(name="empty"), stats=world.stats), world.source()]),
+    "packs": lambda world: packs(world, ahead=False),
+    "packs reading ahead": lambda world: packs(world, ahead=True),
+    "blobs": lambda world: Verify(BlobStore(world.blobs, world.size_of, stats=world.stats), stats=world.stats),
+    "a worker's chain": node,
+    "a layout's chain of packs": lambda world: layout(world, packed=True),
+    "a layout's chain of blobs": lambda world: layout(world, packed=False),
+}
+
+
+@contextmanager
+def worlds(path: Path) -> Iterator[World]:
+    world = World(path)
+    with world.after:
+        yield world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with worlds(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=MEMBERS)
+def member(request: pytest.FixtureRequest) -> Callable[[World], ChunkStore]:
+    return MEMBERS[request.param]
+
+
+@pytest.fixture
+def store(member: Callable[[World], ChunkStore], world: World) -> ChunkStore:
+    return member(world)
+
+
+def test_answers_are_in_the_order_of_the_question_repetitions_included(store: ChunkStore) -> None:
+    wanted = [CHUNKS[7], CHUNKS[0], CHUNKS[7], CHUNKS[11], CHUNKS[3]]
+    assert store.get(refs(wanted)) == wanted
+
+
+def test_asking_again_gives_the_same(store: ChunkStore) -> None:
+    assert store.get(refs(CHUNKS[2:5])) == CHUNKS[2:5]
+    assert store.get(refs(CHUNKS[2:5])) == CHUNKS[2:5]
+    assert store.get(refs(CHUNKS)) == CHUNKS
+
+
+def test_asking_for_nothing_gives_nothing(store: ChunkStore) -> None:
+    assert store.get([]) == []
+
+
+def test_one_missing_chunk_raises_missing_and_the_others_can_still_be_had(store: ChunkStore) -> None:
+    with pytest.raises(ChunkMissingError) as caught:
+        store.get([*refs(CHUNKS[:3]), ABSENT])
+    assert caught.value.digests == {ABSENT.digest}
+    assert store.get(refs(CHUNKS[:3])) == CHUNKS[:3]
+
+
+@pytest.mark.parametrize("number", [4, 5], ids=["compressible", "incompressible"])
+def test_corrupt_bytes_are_never_answered_and_the_others_can_still_be_had(store: ChunkStore, world: World, number: int) -> None:
+    world.corrupt(number)
+    with pytest.raises(ChunkCorruptError) as caught:
+        store.get(refs(CHUNKS[:8]))
+    assert caught.value.digest == sha256(CHUNKS[number])
+    rest = CHUNKS[:number] + CHUNKS[number + 1 :]
+    assert store.get(refs(rest)) == rest
+
+
+def test_an_unavailable_source_raises_unavailable_and_works_again_when_it_is_back(store: ChunkStore, world: World) -> None:
+    world.go_away()
+    with pytest.raises(SourceUnavailableError, match="network is down"):
+        store.get(refs(CHUNKS[:2]))
+    world.come_back()
+    assert store.get(refs(CHUNKS[:2])) == CHUNKS[:2]
+
+
+def test_has_is_false_for_what_nobody_has(store: ChunkStore) -> None:
+    assert not store.has(ABSENT.digest)
+
+
+def test_the_name_tells_the_source(store: ChunkStore) -> None:
+    assert "stub" in store.name or "memory" in store.name
+
+
+def test_closing_twice_is_as_closing_once(store: ChunkStore) -> None:
+    store.get(refs(CHUNKS[:1]))
+    store.close()
+    store.close()
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(questions=st.lists(st.lists(st.sampled_from(CHUNKS), max_size=8), min_size=2, max_size=6))
+def test_many_threads_each_get_what_they_asked_for(
+    member: Callable[[World], ChunkStore], questions: Sequence[Sequence[bytes]]
+) -> None:
+    with tempfile.TemporaryDirectory() as path, worlds(Path(path)) as world:
+        store = member(world)
+        answers = at_once([lambda asked=asked: store.get(refs(asked)) for asked in questions])  # type: ignore[misc]
+        assert answers == [list(asked) for asked in questions]

@@ -1,0 +1,90 @@
+"""containerd's own snapshotter suite, in Go, against the implementation over its socket, beside containerd's overlayfs.
+
+`Rename` renames a directory that lies in a lower layer, which overlayfs does only where its module parameter redirect_dir
+is on; so the suite runs with it on, where every check must pass, and off, where no check may fail that overlayfs passes.
+
+``SNAPSHOTTER_COMMAND`` names another implementation to test than the one of this tree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+MODULE = HERE / "snapshotter"
+REDIRECT = Path("/sys/module/overlay/parameters/redirect_dir")
+CHECKS = 21
+
+pytestmark = pytest.mark.root
+
+
+def go() -> str:
+    """The Go compiler, which need not be in the PATH."""
+    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    assert found is not None, "install Go 1.25 or later"
+    return found
+
+
+def run(tests: str, tmp_path: Path) -> tuple[set[str], set[str], str]:
+    """Run Go tests; the names of those that passed and that failed, and everything they wrote."""
+    command = os.environ.get("SNAPSHOTTER_COMMAND", f"{sys.executable} {HERE / 'serve_snapshots.py'}")
+    environment = {**os.environ, "SNAPSHOTTER_COMMAND": command, "TMPDIR": str(tmp_path), "GOFLAGS": "-mod=readonly"}
+    done = subprocess.run(
+        [go(), "test", "-json", "-count=1", "-timeout=8m", f"-run=^({tests})$", "."],
+        cwd=MODULE,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    passed = {event["Test"] for event in events if event["Action"] == "pass" and "Test" in event}
+    failed = {event["Test"] for event in events if event["Action"] in ("fail", "skip") and "Test" in event}
+    output = done.stderr + "".join(event.get("Output", "") for event in events if event["Action"] == "output")
+    assert passed or failed, output
+    return passed, failed, output
+
+
+def checks(names: set[str], test: str) -> set[str]:
+    """The checks among `names` that belong to `test`."""
+    return {name.removeprefix(test + "/") for name in names if name.startswith(test + "/")}
+
+
+@pytest.fixture
+def redirect_dir(request: pytest.FixtureRequest) -> Iterator[str]:
+    """overlayfs' parameter as the test wants it, and as it was afterwards."""
+    before = REDIRECT.read_text().strip()
+    REDIRECT.write_text(request.param)
+    try:
+        yield request.param
+    finally:
+        REDIRECT.write_text(before)
+
+
+@pytest.mark.parametrize("redirect_dir", ["Y"], indirect=True)
+def test_every_check_passes_where_overlayfs_redirects(redirect_dir: str, tmp_path: Path) -> None:
+    passed, failed, output = run("TestSuite", tmp_path)
+    assert not failed, output[-20000:]
+    assert len(checks(passed, "TestSuite")) == CHECKS
+
+
+@pytest.mark.parametrize("redirect_dir", ["N"], indirect=True)
+def test_no_check_fails_that_containerds_overlayfs_passes(redirect_dir: str, tmp_path: Path) -> None:
+    passed, _, output = run("TestSuite|TestOverlayfs", tmp_path)
+    theirs = checks(passed, "TestOverlayfs")
+    assert theirs >= {"Basic", "128LayersMount"}, output[-20000:]
+    assert checks(passed, "TestSuite") >= theirs, output[-20000:]
+
+
+def test_filters_want_what_containerds_want(tmp_path: Path) -> None:
+    passed, failed, output = run("TestFilters", tmp_path)
+    assert passed == {"TestFilters"}, output[-20000:]
+    assert not failed
