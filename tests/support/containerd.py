@@ -161,10 +161,11 @@ class Containerd:
         return ["run", "--snapshotter", snapshotter, *private, "--runc-binary", tools.find("runc"), *more]
 
     @contextlib.contextmanager
-    def view(self, chain_id: str, target: Path, snapshotter: str) -> Iterator[Path]:
-        """A committed snapshot, mounted read-only at `target` meanwhile, by the mounts that the snapshotter names."""
-        key = f"view-{uuid.uuid4().hex[:10]}"
-        described = self.ctr("snapshots", "--snapshotter", snapshotter, "view", "--mounts", key, chain_id)
+    def snapshot(self, chain_id: str, target: Path, snapshotter: str) -> Iterator[Path]:
+        """What a container of the committed snapshot `chain_id` gets, mounted at `target` meanwhile."""
+        key = f"active-{uuid.uuid4().hex[:10]}"
+        # not `view`: ctr gives that no label that would keep it from containerd's garbage collection
+        described = self.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "--mounts", key, chain_id)
         try:
             with mounts.mounted(described, target) as mounted:
                 yield mounted

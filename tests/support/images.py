@@ -49,7 +49,7 @@ class Layer:
         info.uid, info.gid = owner
         info.size = len(data)
         info.devmajor, info.devminor = device
-        info.pax_headers = {"mtime": f"{mtime // SECOND}.{mtime % SECOND:09d}"}
+        info.pax_headers = {"mtime": f"{'-' if mtime < 0 else ''}{abs(mtime) // SECOND}.{abs(mtime) % SECOND:09d}"}
         for key, value in (xattrs or {}).items():
             info.pax_headers[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
         self._tar.addfile(info, io.BytesIO(data))

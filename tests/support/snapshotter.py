@@ -38,16 +38,14 @@ def puzzlefs(*arguments: str | Path, check: bool = True, timeout: float = 300) -
 class Snapshotter:
     """``puzzlefs-snapshotter`` below `directory`, listening at `socket`; `plain_http` are registries without TLS."""
 
-    def __init__(self, directory: Path, plain_http: Iterable[str] = (), containerd_socket: Path | None = None) -> None:
+    def __init__(self, directory: Path, plain_http: Iterable[str] = (), read_timeout: int = 60) -> None:
         self.directory = directory
         self.root = directory / "root"
         self.socket = directory / "snapshotter.sock"
         self.config = directory / "config.toml"
         self.log = directory / "snapshotter.log"
         directory.mkdir(parents=True, exist_ok=True)
-        lines = []
-        if containerd_socket is not None:
-            lines += ["[containerd]", f'address = "{containerd_socket}"']
+        lines = ["[fetch]", f"read_timeout = {read_timeout}"]
         for host in plain_http:
             lines += [f'[registry."{host}"]', "plain_http = true"]
         self.config.write_text("\n".join(lines) + "\n")

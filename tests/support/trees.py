@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -30,14 +30,18 @@ class Seen:
 
 
 def look(root: bytes) -> dict[bytes, Seen]:
-    """Everything at and below `root` on its file system, by path relative to it (``b"."`` for itself)."""
+    """Everything at and below `root`, by path relative to it (``b"."`` for itself); what is mounted there is left out."""
     seen: dict[bytes, Seen] = {}
     names: dict[tuple[int, int], list[bytes]] = {}
+    device = os.stat(root).st_dev
     pending = [b"."]
     while pending:
         name = pending.pop()
         path = os.path.join(root, name)
         status = os.lstat(path)
+        # of an overlay, directories alone have its device number; files may have their layer's
+        if stat.S_ISDIR(status.st_mode) and status.st_dev != device:
+            continue
         seen[name] = _look(path, status)
         if stat.S_ISDIR(status.st_mode):
             pending += [os.path.normpath(os.path.join(name, entry)) for entry in os.listdir(path)]
@@ -50,20 +54,20 @@ def look(root: bytes) -> dict[bytes, Seen]:
     return seen
 
 
-def differences(expected: Mapping[bytes, Seen], found: Mapping[bytes, Seen]) -> list[str]:
-    """One line for everything that is not equal; empty if the trees are."""
-    lines = [f"missing: {name!r}" for name in sorted(expected.keys() - found.keys())]
-    lines += [f"unexpected: {name!r}" for name in sorted(found.keys() - expected.keys())]
+def differences(expected: Mapping[bytes, Seen], found: Mapping[bytes, Seen], but_times: Collection[bytes] = ()) -> list[str]:
+    """One line for everything that is not equal, `but_times` of some names; empty if the trees are."""
+    lines = [f"missing: {name[-60:]!r}" for name in sorted(expected.keys() - found.keys())]
+    lines += [f"unexpected: {name[-60:]!r}" for name in sorted(found.keys() - expected.keys())]
     for name in sorted(expected.keys() & found.keys()):
         for field in Seen.__slots__:
             want, have = getattr(expected[name], field), getattr(found[name], field)
-            if want != have:
-                lines.append(f"{name[-120:]!r}: {field} is {_show(field, have)}, expected {_show(field, want)}")
+            if want != have and not (field == "mtime_ns" and name in but_times):
+                lines.append(f"{name[-60:]!r}: {field} is {_show(field, have)}, expected {_show(field, want)}")
     return lines
 
 
 def _show(field: str, value: object) -> str:
-    return oct(value) if field == "mode" and isinstance(value, int) else repr(value)[:300]
+    return oct(value) if field == "mode" and isinstance(value, int) else repr(value)[:160]
 
 
 def _look(path: bytes, status: os.stat_result) -> Seen:
@@ -98,3 +102,8 @@ def _content(path: bytes) -> bytes | int:
     except OSError as error:
         return error.errno or -1
     return digest.digest()
+
+
+def sha256(data: bytes) -> bytes:
+    """What `Seen.content` is for a file that holds `data`."""
+    return hashlib.sha256(data).digest()

@@ -1,0 +1,132 @@
+"""Real parts for the tests of this tier: one registry for all of them, a node (containerd and snapshotter) for each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import samples
+from tests.support.containerd import Containerd
+from tests.support.dockerregistry import DockerRegistry
+from tests.support.images import Image, chain_id, write_image
+from tests.support.processes import run
+from tests.support.relay import Relay
+from tests.support.snapshotter import Snapshotter, puzzlefs
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An image in the registry, ordinary and converted, under references without the registry's host."""
+
+    source: Image
+    ordinary: str
+    lazy: str
+
+
+class Server:
+    """The registry of the test session."""
+
+    def __init__(self, directory: Path) -> None:
+        self.registry = DockerRegistry(directory)
+        self._made: dict[str, Published] = {}
+
+    def publish(self, name: str, make: Callable[[Path], Image], directory: Path) -> Published:
+        """Put an image and its conversion into repository `name`, once for all tests that ask for it."""
+        if name not in self._made:
+            image = make(directory)
+            published = Published(image, f"{name}:ordinary", f"{name}:puzzlefs")
+            self.push(image, published.ordinary)
+            self.convert(published.ordinary, published.lazy)
+            self._made[name] = published
+        return self._made[name]
+
+    def push(self, image: Image, reference: str) -> None:
+        """Copy an ordinary image into the registry, as it is."""
+        run("skopeo", "copy", "--dest-tls-verify=false", image.reference, f"docker://{self.registry.address}/{reference}")
+
+    def convert(self, source: str, destination: str) -> None:
+        """``puzzlefs convert`` within the registry."""
+        puzzlefs("convert", *(f"docker://{self.registry.address}/{reference}" for reference in (source, destination)))
+
+    def layers(self, reference: str) -> list[dict[str, object]]:
+        """The layer descriptors of an image."""
+        repository, _, tag = reference.rpartition(":")
+        layers: list[dict[str, object]] = self.registry.manifest(repository, tag)["layers"]
+        return layers
+
+    def chain_id(self, reference: str) -> str:
+        """The chain ID of an image, from its configuration."""
+        repository, _, tag = reference.rpartition(":")
+        config = self.registry.manifest(repository, tag)["config"]["digest"]
+        return chain_id(json.loads(self.registry.blob(repository, config))["rootfs"]["diff_ids"])
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine, as far as images are concerned. It reaches the registry through `relay`."""
+
+    directory: Path
+    containerd: Containerd
+    snapshotter: Snapshotter
+    relay: Relay
+
+    def reference(self, name: str) -> str:
+        """The full reference of an image of the session's registry."""
+        return f"{self.relay.address}/{name}"
+
+    def pull_lazily(self, name: str) -> str:
+        """``puzzlefs pull``; returns the full reference."""
+        reference = self.reference(name)
+        puzzlefs("pull", reference, "-a", self.containerd.socket, "-n", self.containerd.namespace)
+        return reference
+
+    def pull(self, name: str, snapshotter: str) -> str:
+        """``ctr images pull`` of an ordinary image; returns the full reference."""
+        reference = self.reference(name)
+        self.containerd.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, reference)
+        return reference
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The registry of the session."""
+    directory = tmp_path_factory.mktemp("registry")
+    server = Server(directory)
+    yield server
+    server.registry.stop()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def node(server: Server) -> Iterator[Node]:
+    """A node for one test."""
+    # a short path: Unix sockets take 107 bytes
+    directory = Path(tempfile.mkdtemp(prefix="n-"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory)
+        relay = Relay(server.registry.endpoint)
+        stack.callback(relay.close)
+        snapshotter = Snapshotter(directory / "s", plain_http=[relay.address], read_timeout=5)
+        stack.callback(snapshotter.stop)
+        containerd = Containerd(directory / "c", snapshotter.socket)
+        stack.callback(containerd.stop)
+        yield Node(directory, containerd, snapshotter, relay)
+
+
+@pytest.fixture
+def plain(server: Server, tmp_path: Path) -> Published:
+    """The image of `samples.plain`."""
+    return server.publish("plain", lambda directory: write_image(directory / "plain", "v1", samples.plain()), tmp_path)
+
+
+@pytest.fixture
+def odd(server: Server, tmp_path: Path) -> Published:
+    """The image of `samples.odd`."""
+    return server.publish("odd", lambda directory: write_image(directory / "odd", "v1", samples.odd()), tmp_path)

@@ -1,0 +1,143 @@
+"""Bad input to every command: one line on stderr that says what is wrong, the documented status, nothing half-written."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import samples
+from tests.support.images import Image, write_image
+from tests.support.processes import run
+from tests.support.snapshotter import program, puzzlefs
+from tests.system.conftest import Node, Published, Server
+
+USAGE, NOT_FOUND, UNAVAILABLE, CORRUPT, EXISTS, STATE, UNSUPPORTED = 2, 3, 4, 5, 6, 7, 8
+
+NOWHERE = "127.0.0.1:1"
+"""Nothing listens on port 1."""
+
+
+def _complaint(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(("puzzlefs: ", "puzzlefs-snapshotter: ")), lines
+    assert done.stdout == ""
+    return done.returncode, lines[0]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    """A small image that is right."""
+    return write_image(tmp_path / "good", "v1", samples.plain())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["convert"], USAGE, "Missing argument"),
+        (["convert", "oci:{tmp}/good:v1"], USAGE, "Missing argument"),
+        (["nonsense"], USAGE, "nonsense"),
+        (["convert", "--nonsense", "a", "b"], USAGE, "--nonsense"),
+        (["convert", "ftp://host/image", "oci:{tmp}/out:v1"], USAGE, "ftp"),
+        (["convert", "oci:{tmp}/good:v1", "nonsense"], USAGE, "nonsense"),
+        (["convert", "docker://UPPER/case", "oci:{tmp}/out:v1"], USAGE, "UPPER"),
+        (["convert", "oci:{tmp}/missing:v1", "oci:{tmp}/out:v1"], NOT_FOUND, "missing"),
+        (["convert", "oci:{tmp}/good:missing-tag", "oci:{tmp}/out:v1"], NOT_FOUND, "missing-tag"),
+        (["convert", "oci-archive:{tmp}/missing.tar", "oci:{tmp}/out:v1"], NOT_FOUND, "missing.tar"),
+        (["convert", f"docker://{NOWHERE}/a:v1", "oci:{tmp}/out:v1"], UNAVAILABLE, NOWHERE),
+        (["convert", "oci:{tmp}/good:v1", f"docker://{NOWHERE}/a:v1"], UNAVAILABLE, NOWHERE),
+        (["build", "{tmp}/missing", "{tmp}/out:v1"], NOT_FOUND, "missing"),
+        (["build", "{tmp}/good/oci-layout", "{tmp}/out:v1"], USAGE, "oci-layout"),
+        (["mount", "{tmp}/missing:v1", "{tmp}"], NOT_FOUND, "missing"),
+        (["mount", "{tmp}/good:v1", "{tmp}/missing"], NOT_FOUND, "missing"),
+        (["umount", "{tmp}"], STATE, "{tmp}"),
+        (["extract", "{tmp}/missing:v1", "{tmp}/out"], NOT_FOUND, "missing"),
+        (["push", "{tmp}/missing:v1", f"docker://{NOWHERE}/a:v1"], NOT_FOUND, "missing"),
+        (["pull"], USAGE, "Missing argument"),
+        (["pull", "-a", "{tmp}/no.sock", f"{NOWHERE}/a:v1"], UNAVAILABLE, "no.sock"),
+        (["pull", "UPPER/case"], USAGE, "UPPER"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_command(arguments: list[str], status: int, says: str, image: Image, tmp_path: Path) -> None:
+    """Wrong arguments, missing files, hosts that are not there."""
+    before = sorted(tmp_path.rglob("*"))
+    code, line = _complaint(puzzlefs(*(word.format(tmp=tmp_path) for word in arguments), check=False))
+    assert says.format(tmp=tmp_path) in line
+    assert code == status, line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_convert_of_a_corrupt_layer(image: Image, tmp_path: Path) -> None:
+    """A source layer that is not what its digest says: refused, and the destination has no such image."""
+    largest = max((image.layout / "blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    largest.write_bytes(data)
+    code, line = _complaint_after_steps(puzzlefs("convert", image.reference, f"oci:{tmp_path}/out:v1", check=False))
+    assert code == CORRUPT, line
+    assert largest.name[:12] in line
+    assert not (tmp_path / "out/index.json").exists() or "v1" not in (tmp_path / "out/index.json").read_text()
+
+
+def test_convert_of_a_tar_that_is_none(tmp_path: Path) -> None:
+    """A layer that is no tar archive."""
+    image = write_image(tmp_path / "bad", "v1", [samples.noise(5000, 1)])
+    code, line = _complaint_after_steps(puzzlefs("convert", image.reference, f"oci:{tmp_path}/out:v1", check=False))
+    assert code == CORRUPT, line
+    assert not (tmp_path / "out/index.json").exists() or "v1" not in (tmp_path / "out/index.json").read_text()
+
+
+def _complaint_after_steps(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
+    """The same where steps were reported before it failed: the complaint is the last line and the only one of its kind."""
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("puzzlefs: ")]
+    assert complaints == done.stderr.splitlines()[-1:], done.stderr
+    return done.returncode, complaints[0]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("reference", "more", "status", "says"),
+    [
+        ("plain:missing", [], NOT_FOUND, "missing"),
+        ("no/such/repository:v1", [], NOT_FOUND, "no/such/repository"),
+        ("plain:puzzlefs", ["--snapshotter", "nonsense"], USAGE, "nonsense"),
+        ("plain:puzzlefs", ["--platform", "plan9/vax"], NOT_FOUND, "plan9/vax"),
+    ],
+)
+def test_pull(reference: str, more: list[str], status: int, says: str, node: Node, server: Server, plain: Published) -> None:
+    """A pull that cannot be done leaves no image, no content and no snapshot."""
+    containerd = node.containerd
+    done = puzzlefs("pull", node.reference(reference), "-a", containerd.socket, "-n", containerd.namespace, *more, check=False)
+    code, line = _complaint(done)
+    assert says in line
+    assert code == status, line
+    assert containerd.ctr("images", "ls", "-q") == ""
+    assert containerd.snapshots("puzzlefs") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "says"),
+    [
+        (None, NOT_FOUND, "config.toml"),
+        ("root = ", USAGE, "config.toml"),
+        ('rooot = "/x"', USAGE, "rooot"),
+        ('root = "relative"', USAGE, "relative"),
+        ("[fetch]\nread_timeout = -1", USAGE, "read_timeout"),
+        ('log_level = "loud"', USAGE, "loud"),
+        ('[registry."x"]\nplain_http = "yes"', USAGE, "plain_http"),
+    ],
+)
+def test_daemon_configuration(text: str | None, status: int, says: str, tmp_path: Path) -> None:
+    """A configuration that cannot be used: the daemon does not start, makes nothing, and says which key of which file."""
+    config = tmp_path / "config.toml"
+    if text is not None:
+        config.write_text(text)
+    command = ("--config", str(config), "--root", str(tmp_path / "root"), "--address", str(tmp_path / "socket"))
+    code, line = _complaint(run(program("puzzlefs-snapshotter"), *command, check=False))
+    assert says in line
+    assert code == status, line
+    assert not (tmp_path / "root").exists()
+    assert not (tmp_path / "socket").exists()
