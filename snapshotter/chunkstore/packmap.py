@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
+from snapshotter.errors import PuzzlefsError
 from snapshotter.format.digest import Digest
 from snapshotter.format.pack import PackEntry, PackIndex
 
@@ -23,17 +24,29 @@ class PackMap:
         self._load = load
         self._lock = threading.Lock()
         self._index: PackIndex | None = None
+        self._attempts = 0
+        self._failure: PuzzlefsError | None = None
         self._order: tuple[array[int], bytes] | None = None
 
     def index(self) -> PackIndex:
-        """The pack's index; read once.
+        """The pack's index; read once, and by one thread at a time.
 
         Raises:
             What `load` raises: NotFoundError, CorruptError, UnavailableError. The next call tries again.
         """
+        attempt = self._attempts
         with self._lock:
-            if self._index is None:
+            if self._index is not None:
+                return self._index
+            if self._failure is not None and self._attempts != attempt:
+                raise self._failure  # of the attempt that this caller has waited for; a queue of attempts could take minutes
+            try:
                 self._index = self._load()
+            except PuzzlefsError as error:
+                self._failure = error
+                raise
+            finally:
+                self._attempts += 1
             return self._index
 
     def between(self, start: int, end: int) -> Iterator[PackEntry]:
