@@ -11,7 +11,8 @@ For a mount worker, from the reader of a file inwards::
 * Verify stands around each source, not around them all, since a wrong answer of one is a reason to ask the next.
 * The planner works inside `packs`: what lies beside a chunk is known there.
 
-The cache, the flights, the threads and the counters are the process's, shared by all its layers (`Node`).
+The cache, the flights, the threads and the counters are the process's, shared by all its layers (`Node`). The two functions
+at the end are for the ``mount`` command, which reads a layout on the same machine.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from snapshotter.chunkstore.stats import Stats
 from snapshotter.chunkstore.verify import Verify
 from snapshotter.format.annotations import PackPlace
 from snapshotter.format.digest import Digest
+from snapshotter.format.pack import PackIndex
 from snapshotter.format.pack import PackIndex
 
 
@@ -99,39 +101,23 @@ class Node:
         self.cache.close()
 
 
-class LocalNode:
-    """The chains of the ``mount`` command, over an OCI layout on this machine: nothing is cached on disk, the blobs are here.
+def layout_chain(reader: BlobReader, size_of: Callable[[Digest], int | None], stats: Stats) -> ChunkStore:
+    """The chunks of an image in upstream's form in a layout on this machine, where every chunk is a blob.
 
-    Order: recent → single-flight → fallback( verify(packs(layout)), verify(blobs(layout)) ), the parts that an image has.
+    `size_of` tells a blob's stored size in bytes, None where there is no such blob. Nothing is cached on disk and no thread
+    is started; `reader` is not closed with the chain. Order: recent → single-flight → verify → blobs.
     """
+    return _local(Verify(BlobStore(reader, size_of, stats=stats, on_node=True), stats=stats), stats)
 
-    def __init__(self) -> None:
-        self.stats = Stats()
-        self._pool = FetchPool()
 
-    def chain(
-        self,
-        reader: BlobReader,
-        *,
-        packs: Sequence[PackPlace] = (),
-        size_of: Callable[[Digest], int | None] | None = None,
-    ) -> ChunkStore:
-        """The chunks of an image in the layout `reader`, which is not closed with the chain.
+def packs_chain(packs: Sequence[PackPlace], reader: BlobReader, stats: Stats) -> ChunkStore:
+    """The chunks of an image in packs in a layout on this machine, likewise. Order: recent → single-flight → verify → packs."""
+    maps = [PackMap(place.pack, partial(_index_of, place, reader)) for place in packs]
+    return _local(Verify(PackStore(maps, reader, stats=stats), stats=stats), stats)
 
-        `packs` as the image's annotations name them; `size_of`, for upstream's form where every chunk is a blob, tells a
-        blob's size in bytes, None where there is no such blob.
-        """
-        sources: list[ChunkStore] = []
-        if packs:
-            maps = [PackMap(place.pack, partial(_index_of, place, reader)) for place in packs]
-            sources.append(Verify(PackStore(maps, reader, pool=self._pool, stats=self.stats), stats=self.stats))
-        if size_of is not None:
-            sources.append(Verify(BlobStore(reader, size_of, stats=self.stats, on_node=True), stats=self.stats))
-        return RecentStore(RecentChunks(), SingleFlight(Fallback(sources), stats=self.stats))
 
-    def close(self) -> None:
-        """End the threads. Calling it again does nothing."""
-        self._pool.close()
+def _local(source: ChunkStore, stats: Stats) -> ChunkStore:
+    return RecentStore(RecentChunks(), SingleFlight(source, stats=stats))
 
 
 def _index_of(place: PackPlace, reader: BlobReader) -> PackIndex:

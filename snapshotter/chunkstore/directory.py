@@ -65,6 +65,13 @@ class ChunkDirectory:
         self._forget(digest)
         return False
 
+    def size(self, digest: Digest) -> int | None:
+        """Bytes that the chunk's file takes on the disk, None if there is none."""
+        try:
+            return os.stat(self.file(digest), follow_symlinks=False).st_blocks * 512
+        except OSError:
+            return None
+
     def load(self, digest: Digest) -> bytes | None:
         """The chunk's raw bytes, None if there is no file.
 

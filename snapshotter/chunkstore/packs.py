@@ -51,7 +51,8 @@ class PackStore:
     """The chunks of `packs`, read from `reader`.
 
     With `local` (the cache) reads bring along what lies beside and ahead of them as `limits` say, and what is found there
-    is not fetched; without it nothing but the wanted chunks is moved. The pool is shared and belongs to whoever made it.
+    is not fetched; without it nothing but the wanted chunks is moved. The pool is shared and belongs to whoever made it;
+    without one, the thread that asks makes all requests itself, one after another, which is right for local files.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class PackStore:
         packs: Sequence[PackMap],
         reader: BlobReader,
         *,
-        pool: FetchPool,
         stats: Stats,
+        pool: FetchPool | None = None,
         local: LocalChunks | None = None,
         limits: Limits | None = None,
         timeout: float = TIMEOUT,
@@ -87,9 +88,12 @@ class PackStore:
         # Looked up after `_flying`: what has just landed is in the cache by now, since it is put there first.
         kept = self._peek([digest for digest in located if digest not in coming])
         requests = self._begin(located, kept, coming)
-        for request in requests[1:]:
-            self._pool.run_now(partial(self._fetch, request))
-        for request in requests[:1]:
+        inline = requests
+        if self._pool is not None:
+            inline = requests[:1]
+            for request in requests[1:]:
+                self._pool.run_now(partial(self._fetch, request))
+        for request in inline:
             self._fetch(request)
         got = kept | self._collect(coming)
         return [got[ref.digest] for ref in wanted]
@@ -147,7 +151,8 @@ class PackStore:
         wanted = frozenset(located)
         now: list[_Request] = []
         beside: list[_Request] = []
-        slots = self._pool.take_beside(BESIDE) if self._local is not None else 0
+        pool = self._pool if self._local is not None else None
+        slots = pool.take_beside(BESIDE) if pool is not None else 0
         try:
             with self._lock:
                 plans: list[tuple[PackMap, Plan]] = []
@@ -160,9 +165,11 @@ class PackStore:
                 for entries in by_pack.values():
                     coming |= {entry.digest: self._flying[entry.digest] for entry in entries if entry.digest not in coming}
         finally:
-            self._pool.give_beside(slots - len(beside))
-        for request in beside:
-            self._pool.run_beside(partial(self._fetch, request))
+            if pool is not None:
+                pool.give_beside(slots - len(beside))
+        if pool is not None:
+            for request in beside:
+                pool.run_beside(partial(self._fetch, request))
         return now
 
     def _plan(self, pack: PackMap, entries: Sequence[PackEntry], coming: Mapping[Digest, object], slots: int) -> Plan:

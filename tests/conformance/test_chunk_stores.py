@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from snapshotter.chunkstore.base import ChunkCorruptError, ChunkMissingError, ChunkRef, ChunkStore, SourceUnavailableError
 from snapshotter.chunkstore.blobs import BlobStore
 from snapshotter.chunkstore.cache import CachedStore, ChunkCache
-from snapshotter.chunkstore.chain import LocalNode, Node
+from snapshotter.chunkstore.chain import Node, layout_chain, packs_chain
 from snapshotter.chunkstore.fallback import Fallback
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.packs import PackStore
@@ -108,12 +108,6 @@ def node(world: World) -> ChunkStore:
     return made.chain([PLACE], [world.blobs])
 
 
-def layout(world: World, *, packed: bool) -> ChunkStore:
-    made = LocalNode()
-    world.after.callback(made.close)
-    return made.chain(world.blobs, packs=[PLACE]) if packed else made.chain(world.blobs, size_of=world.size_of)
-
-
 def impatient(world: World) -> ChunkStore:
     policy = RetryPolicy(attempts=2)
     return Retry(world.source(), stats=world.stats, policy=policy, sleep=lambda seconds: None)
@@ -130,8 +124,8 @@ MEMBERS: dict[str, Callable[[World], ChunkStore]] = {
     "packs reading ahead": lambda world: packs(world, ahead=True),
     "blobs": lambda world: Verify(BlobStore(world.blobs, world.size_of, stats=world.stats), stats=world.stats),
     "a worker's chain": node,
-    "a layout's chain of packs": lambda world: layout(world, packed=True),
-    "a layout's chain of blobs": lambda world: layout(world, packed=False),
+    "a layout's chain of packs": lambda world: packs_chain([PLACE], world.blobs, world.stats),
+    "a layout's chain of blobs": lambda world: layout_chain(world.blobs, world.size_of, world.stats),
 }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from snapshotter.chunkstore.base import ChunkCorruptError
-from snapshotter.chunkstore.chain import LocalNode, Node
-from snapshotter.chunkstore.stats import Count
+from snapshotter.chunkstore.chain import Node, layout_chain, packs_chain
+from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.format.digest import Digest, sha256
 from tests.support.chunks import MemoryBlobs, at_once, make_pack, refs, some_chunks
 
@@ -104,10 +104,8 @@ def test_a_local_layout_is_read_by_pack_or_by_blob() -> None:
     layout.add(PACK)
     for raw in CHUNKS:
         layout.add(raw)
-    local = LocalNode()
-    packed = local.chain(layout, packs=[PLACE])
-    loose = local.chain(layout, size_of=lambda digest: len(layout.blobs[digest]) if digest in layout.blobs else None)
+    packed = packs_chain([PLACE], layout, Stats())
+    loose = layout_chain(layout, lambda digest: len(layout.blobs[digest]) if digest in layout.blobs else None, Stats())
     assert packed.get(refs(CHUNKS)) == loose.get(refs(CHUNKS)) == CHUNKS
-    assert packed.name == "recent → single-flight → fallback(verify(packs(oci:/srv/images)))"
-    local.close()
-    local.close()
+    assert packed.name == "recent → single-flight → verify(packs(oci:/srv/images))"
+    assert loose.name == "recent → single-flight → verify(blobs(oci:/srv/images))"
