@@ -38,7 +38,6 @@ from snapshotter.chunkstore.verify import Verify
 from snapshotter.format.annotations import PackPlace
 from snapshotter.format.digest import Digest
 from snapshotter.format.pack import PackIndex
-from snapshotter.format.pack import PackIndex
 
 
 class Node:
