@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 
+from snapshotter.api import snapshots_pb2_grpc
 from snapshotter.chunkstore.chain import Node
 from snapshotter.daemon import worker_main
 from snapshotter.daemon.config import Config
@@ -27,7 +28,7 @@ from snapshotter.errors import FailedPreconditionError, InvalidError
 from snapshotter.registry.hosts import RegistryConfig
 from snapshotter.registry.registries import Registries
 from snapshotter.snapshots.paths import prepare_root
-from snapshotter.snapshots.service import register
+from snapshotter.snapshots.service import SnapshotsService
 from snapshotter.snapshots.snapshotter import Snapshotter
 
 GRPC_THREADS = 16
@@ -56,7 +57,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         stack.callback(node.close)
         supervisor = Supervisor(worker_main.command(config, config_path), config.mount_workers)
         stack.callback(supervisor.close)
-        layers = Layers(config.root, registries, supervisor, node.cache, node.fetch_indexes)
+        layers = Layers(config.root, registries, supervisor, node.cache.directory, node.fetch_indexes)
         snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on
         stack.callback(snapshotter.close)
         stack.callback(layers.close)
@@ -72,7 +73,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
             ThreadPoolExecutor(GRPC_THREADS, "grpc"),
             options=[("grpc.max_receive_message_length", MESSAGE_MAX), ("grpc.so_reuseport", 0)],
         )
-        register(server, snapshotter)
+        snapshots_pb2_grpc.add_SnapshotsServicer_to_server(SnapshotsService(snapshotter), server)
         _listen(server, config.address)
         stack.callback(config.address.unlink, missing_ok=True)
         server.start()

@@ -39,8 +39,12 @@ def serve(config_path: Path | None, root: Path | None, address: Path | None, log
     if config_path is None and DEFAULT_PATH.exists():
         config_path = DEFAULT_PATH
     config = load(config_path) if config_path is not None else Config()
-    over = {"root": _absolute(root), "address": _absolute(address), "log_level": log_level}
-    config = dataclasses.replace(config, **{key: value for key, value in over.items() if value is not None})
+    config = dataclasses.replace(
+        config,
+        root=_absolute(root) or config.root,
+        address=_absolute(address) or config.address,
+        log_level=log_level or config.log_level,
+    )
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("urllib3").setLevel(logging.WARNING)
     # Blocked before any thread is started, so that every thread leaves the signals to the sigwait below.

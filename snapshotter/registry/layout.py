@@ -143,10 +143,15 @@ class LayoutReader:
 
     def has_blob(self, digest: Digest) -> bool:
         """See `ImageStore`."""
+        return self.blob_size(digest) is not None
+
+    def blob_size(self, digest: Digest) -> int | None:
+        """Bytes of a blob, None where there is no such blob."""
         extent = self._files.blob(digest)
-        if extent is not None:
-            extent.close()
-        return extent is not None
+        if extent is None:
+            return None
+        with extent:
+            return extent.size
 
     def tags(self) -> Iterator[str]:
         """See `ImageStore`. A layout that does not exist has none, as a repository that was never pushed to."""

@@ -1,0 +1,152 @@
+"""Commands that make images and bring them to where they are served."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from snapshotter.build.image import Converted, Options, Progress
+from snapshotter.build.image import convert as convert_image
+from snapshotter.build.push import push as push_image
+from snapshotter.cli.output import Reporter, reporter, size
+from snapshotter.cli.registries import config_option, registries
+from snapshotter.format.digest import to_text
+from snapshotter.registry import transports
+from snapshotter.registry.base import ImageStore
+from snapshotter.registry.registries import Registries
+from snapshotter.registry.transports import DockerLocation, Location
+
+reuse_option = click.option(
+    "--reuse", multiple=True, metavar="IMAGE", help="Also reuse the packs of this image (docker://…). May be repeated."
+)
+level_option = click.option("--level", type=click.IntRange(1, 19), default=3, show_default=True, help="zstd's level.")
+temporary_option = click.option(
+    "--temporary",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="TMPDIR",
+    help="Where to keep compressed chunks until the packs are written; about as large as the image.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@click.command(short_help="Convert an ordinary image to the PuzzleFS format.")
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@reuse_option
+@level_option
+@temporary_option
+@config_option
+@json_option
+def convert(
+    source: str,
+    destination: str,
+    reuse: tuple[str, ...],
+    level: int,
+    temporary: Path | None,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Convert the image SRC, every layer of every platform, and store it as DST.
+
+    Both are docker://HOST/REPOSITORY:TAG, oci:DIR:TAG or oci-archive:FILE:TAG. Chunks that the destination's repository has
+    already (in the image that now has the tag, and in its most recent tags) are not stored again.
+    """
+    with _places(source, destination, reuse, config_path) as (src, dst, target, named), reporter() as report:
+        done = convert_image(
+            src.store,
+            src.reference,
+            dst.store,
+            dst.reference,
+            destination_name=_served_as(target),
+            reuse=named,
+            options=Options(level=level, temporary=temporary),
+            report=_shown(report),
+        )
+        dst.store.close()
+    _print(target, done, as_json)
+
+
+@click.command(short_help="Push an image that was built in an OCI layout.")
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@reuse_option
+@level_option
+@temporary_option
+@config_option
+@json_option
+def push(
+    source: str,
+    destination: str,
+    reuse: tuple[str, ...],
+    level: int,
+    temporary: Path | None,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Bring the image SRC that `puzzlefs build` (or upstream's program) made to DST, in the form that containerd can run.
+
+    SRC is oci:DIR:TAG or oci-archive:FILE:TAG, DST also docker://HOST/REPOSITORY:TAG.
+    """
+    with _places(source, destination, reuse, config_path) as (src, dst, target, named), reporter() as report:
+        done = push_image(
+            src.store,
+            src.reference,
+            dst.store,
+            dst.reference,
+            destination_name=_served_as(target),
+            reuse=named,
+            options=Options(level=level, temporary=temporary),
+            report=_shown(report),
+        )
+        dst.store.close()
+    _print(target, done, as_json)
+
+
+_Places = tuple[transports.Opened, transports.Opened, Location, Sequence[tuple[ImageStore, str]]]
+
+
+@contextlib.contextmanager
+def _places(source: str, destination: str, reuse: Sequence[str], config_path: Path | None) -> Iterator[_Places]:
+    """Source, destination, where the latter is, and the images to reuse; all texts are checked before anything is touched."""
+    src, dst, extra = transports.parse(source), transports.parse(destination), [transports.parse(text) for text in reuse]
+    with contextlib.ExitStack() as stack:
+        hosts: Registries = stack.enter_context(registries(config_path))
+        opened = transports.open_source(src, hosts)
+        stack.callback(opened.store.close)
+        named = [transports.open_source(location, hosts) for location in extra]
+        for place in named:
+            stack.callback(place.store.close)
+        yield opened, transports.open_destination(dst, hosts), dst, [(place.store, place.reference) for place in named]
+
+
+def _served_as(location: Location) -> str | None:
+    """The reference under which the image can be pulled, where the destination is a registry."""
+    return location.reference.with_default_tag().canonical if isinstance(location, DockerLocation) else None
+
+
+def _shown(report: Reporter) -> Callable[[Progress], None]:
+    verbs = {"read": "reading", "push": "storing"}
+
+    def show(progress: Progress) -> None:
+        if progress.stage == "note":
+            report.step(progress.what)
+        else:
+            report.advance(f"{verbs.get(progress.stage, progress.stage)} {progress.what}", progress.done, progress.total)
+
+    return show
+
+
+def _print(target: Location, done: Converted, as_json: bool) -> None:
+    digest = to_text(done.manifest.digest)
+    if as_json:
+        fields = {key: value for key, value in asdict(done).items() if key != "manifest"}
+        print(json.dumps({"image": str(target), "digest": digest, **fields}))
+        return
+    packs = f"{done.packs_new} new packs, {done.packs_reused} reused"
+    print(f"{target}@{digest}")
+    print(f"{size(done.source)} in {done.layers} layers ({size(done.tar)} uncompressed): {size(done.pushed)} stored, {packs}")

@@ -1,0 +1,108 @@
+"""Opens an image for reading as one tree, from a layout or an archive: for ``mount``, ``extract`` and whoever looks into one.
+
+Two forms are known: upstream's layout (one rootfs blob, every chunk a blob of its own) and ours (metadata layers, then packs).
+Of ours, several layers are merged into one tree, as overlayfs would show them; an image with ordinary layers among them
+cannot be shown this way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from snapshotter.build.flatten import flatten
+from snapshotter.chunkstore.base import ChunkStore
+from snapshotter.chunkstore.chain import layout_chain, packs_chain
+from snapshotter.chunkstore.pool import FetchPool
+from snapshotter.chunkstore.stats import Stats
+from snapshotter.daemon.layers import METADATA_MAX, METADATA_STORED_MAX
+from snapshotter.errors import CorruptError, InvalidError
+from snapshotter.format.annotations import MetadataLayer, PackPlace
+from snapshotter.format.annotations import parse as puzzlefs_layer
+from snapshotter.format.codec import encode
+from snapshotter.format.compression import decompress
+from snapshotter.format.digest import Digest, to_text
+from snapshotter.format.rootfs import Rootfs
+from snapshotter.registry import documents
+from snapshotter.registry.base import Descriptor
+from snapshotter.registry.layout import LayoutReader
+from snapshotter.registry.platforms import Platform, select
+
+UPSTREAM_ROOTFS = "application/vnd.puzzlefs.image.rootfs.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenImage:
+    """An image's tree and the place of its chunks."""
+
+    name: str
+    rootfs: Rootfs
+    chunks: ChunkStore
+
+
+@contextlib.contextmanager
+def open_image(store: LayoutReader, reference: str, platform: Platform) -> Iterator[OpenImage]:
+    """The image `reference` of `store` (of an index, the one for `platform`), open for as long as the block lasts.
+
+    Raises:
+        NotFoundError: there is no such image.
+        InvalidError: it is no PuzzleFS image.
+        CorruptError, UnavailableError: it cannot be read.
+    """
+    name = f"{store.name}:{reference}"
+    manifest = _manifest(store, reference, platform, name)
+    layers = [documents.descriptor_from_json(layer, name) for layer in manifest.get("layers", [])]
+    pool = FetchPool()
+    if layers and layers[0].media_type == UPSTREAM_ROOTFS:
+        rootfs, chunks = _open_upstream(store, layers)
+    else:
+        rootfs, chunks = _open_packed(store, layers, name, pool)
+    try:
+        yield OpenImage(name, rootfs, chunks)
+    finally:
+        chunks.close()
+        pool.close()
+        rootfs.close()
+
+
+def _manifest(store: LayoutReader, reference: str, platform: Platform, name: str) -> Mapping[str, Any]:
+    descriptor, data = store.manifest(reference)
+    if documents.is_index(descriptor.media_type):
+        entries = [documents.descriptor_from_json(entry, name) for entry in documents.parse_object(data, name)["manifests"]]
+        _, data = store.manifest(to_text(select(entries, platform, name).digest))
+    return documents.parse_object(data, name)
+
+
+def _open_upstream(store: LayoutReader, layers: Sequence[Descriptor]) -> tuple[Rootfs, ChunkStore]:
+    # The manifest of a delta lists the delta's chunks alone, so sizes of older ones are not known from it.
+    rootfs = Rootfs.open(_blob(store, layers[0], METADATA_MAX))
+    return rootfs, layout_chain(store, store.blob_size, Stats())
+
+
+def _open_packed(store: LayoutReader, layers: Sequence[Descriptor], name: str, pool: FetchPool) -> tuple[Rootfs, ChunkStore]:
+    messages: list[Rootfs] = []
+    packs: dict[Digest, PackPlace] = {}
+    for layer in layers:
+        described = puzzlefs_layer(layer.annotations)
+        if described is None:
+            raise InvalidError(
+                f"{name}: layer {to_text(layer.digest)} ({layer.media_type}) is no PuzzleFS layer: "
+                "make an image of them with puzzlefs convert"
+            )
+        if isinstance(described, MetadataLayer):
+            stored = _blob(store, layer, METADATA_STORED_MAX)
+            messages.append(Rootfs.open(decompress(stored, METADATA_MAX)))
+            packs |= {place.pack: place for place in described.packs}
+    if not messages:
+        raise InvalidError(f"{name} has no metadata layers: it is no PuzzleFS image")
+    rootfs = messages[0] if len(messages) == 1 else Rootfs.open(encode(flatten(messages)))
+    return rootfs, packs_chain(list(packs.values()), store, pool, Stats())
+
+
+def _blob(store: LayoutReader, blob: Descriptor, limit: int) -> bytes:
+    if blob.size > limit:
+        raise CorruptError(f"blob {to_text(blob.digest)} of {store.name} has {blob.size} bytes, at most {limit} are read")
+    with store.open_blob(blob) as stream:
+        return stream.read()
