@@ -26,6 +26,9 @@ ENTRIES_MAX = 4_000_000
 ATTRIBUTES_MAX = 256 << 20
 """Most bytes of extended attributes and link targets in one layer."""
 
+FILE_BYTES_MAX = 1 << 40
+"""Most bytes of the files of one layer, holes included: a sparse file of a few bytes in a tar can claim to have 8 EiB."""
+
 XATTR_KEY_MAX = 255  # XATTR_NAME_MAX
 XATTR_VALUE_MAX = 64 << 10  # XATTR_SIZE_MAX
 SYMLINK_MAX = 4095  # PATH_MAX less the final NUL
@@ -72,6 +75,7 @@ class _Layer:
         self.root = Node(Kind.DIR, 0o755)
         self._below = below
         self._attribute_bytes = 0
+        self._file_bytes = 0
         self._parents: dict[bytes, Node] = {}
 
     def apply(self, header: TarHeader, reader: TarReader, take: TakeContent) -> None:
@@ -97,6 +101,11 @@ class _Layer:
             node = present if kind is Kind.DIR and present is not None and present.kind is Kind.DIR else Node(kind)
             self._fill(node, header)
             if kind is Kind.FILE:
+                self._file_bytes += header.size
+                if self._file_bytes > FILE_BYTES_MAX:
+                    raise InvalidError(
+                        f"tar member {header.name!r} brings the layer's files to more than {FILE_BYTES_MAX >> 40} TiB"
+                    )
                 node.content = take(header, reader)
         else:
             raise InvalidError(f"tar member {header.name!r} is of type {header.type!r}, which no layer may hold")
