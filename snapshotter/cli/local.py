@@ -52,9 +52,7 @@ def build(rootfs: Path, image: str, compression: bool) -> None:
     if not rootfs.is_dir():
         raise NotFoundError(f"{rootfs} is not a directory: name the tree to build the image from")
     with reporter() as report:
-        built = build_layout(
-            rootfs, LayoutStore(location.directory), location.tag, compress=compression, progress=report.advance
-        )
+        built = build_layout(rootfs, store, tag, compress=compression, progress=report.advance)
     print(f"puzzlefs image manifest digest: {built.verity.hex()}")
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from snapshotter.build.flatten import flatten
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import layout_chain, packs_chain
-from snapshotter.chunkstore.pool import FetchPool
 from snapshotter.chunkstore.stats import Stats
 from snapshotter.daemon.layers import METADATA_MAX, METADATA_STORED_MAX
 from snapshotter.errors import CorruptError, InvalidError
@@ -54,16 +53,14 @@ def open_image(store: LayoutReader, reference: str, platform: Platform) -> Itera
     name = f"{store.name}:{reference}"
     manifest = _manifest(store, reference, platform, name)
     layers = [documents.descriptor_from_json(layer, name) for layer in manifest.get("layers", [])]
-    pool = FetchPool()
     if layers and layers[0].media_type == UPSTREAM_ROOTFS:
         rootfs, chunks = _open_upstream(store, layers)
     else:
-        rootfs, chunks = _open_packed(store, layers, name, pool)
+        rootfs, chunks = _open_packed(store, layers, name)
     try:
         yield OpenImage(name, rootfs, chunks)
     finally:
         chunks.close()
-        pool.close()
         rootfs.close()
 
 
@@ -81,7 +78,7 @@ def _open_upstream(store: LayoutReader, layers: Sequence[Descriptor]) -> tuple[R
     return rootfs, layout_chain(store, store.blob_size, Stats())
 
 
-def _open_packed(store: LayoutReader, layers: Sequence[Descriptor], name: str, pool: FetchPool) -> tuple[Rootfs, ChunkStore]:
+def _open_packed(store: LayoutReader, layers: Sequence[Descriptor], name: str) -> tuple[Rootfs, ChunkStore]:
     messages: list[Rootfs] = []
     packs: dict[Digest, PackPlace] = {}
     for layer in layers:
@@ -98,7 +95,7 @@ def _open_packed(store: LayoutReader, layers: Sequence[Descriptor], name: str, p
     if not messages:
         raise InvalidError(f"{name} has no metadata layers: it is no PuzzleFS image")
     rootfs = messages[0] if len(messages) == 1 else Rootfs.open(encode(flatten(messages)))
-    return rootfs, packs_chain(list(packs.values()), store, pool, Stats())
+    return rootfs, packs_chain(list(packs.values()), store, Stats())
 
 
 def _blob(store: LayoutReader, blob: Descriptor, limit: int) -> bytes:
