@@ -1,16 +1,21 @@
 """Which bytes of a pack to ask for: pure functions over the places of chunks.
 
 Two costs are weighed: a request costs a round trip (1 to 50 ms), a byte costs bandwidth (25 bytes a µs at 200 Mbit/s). So a
-hole smaller than what the link moves in a few milliseconds is fetched along with its neighbours (`Limits.gap`), and a read
-brings some of what follows it in the pack, because packs are in walk order and files are read from front to back
-(`Limits.window_first`). Where reads follow each other, the window doubles up to `Limits.window_max`, as the kernel's own
-read-ahead does; where they jump about, it falls back to the first.
+hole smaller than what the link moves in a few milliseconds is fetched along with its neighbours (`Limits.gap`), and a reader
+that moves forward through the pack, which is in walk order, has what follows fetched ahead of it.
+
+How far ahead is a share of how far it has come (`Limits.share`): a start reads some libraries from front to back and stops at
+their ends, so what is read ahead in vain stays a share of what was read, while a reader of everything soon has the longest
+window. Simulated with the pages that ``import numpy`` touches in a Debian image (95 MB packed, of which 17.3 MB are needed),
+a request costing 4 ms: no read-ahead 354 requests and 2.1 s; windows that double up to 4 MiB 118 requests, but 32 MB and
+1.65 s; the defaults here 183 requests, 20 MB, 1.5 s, and with reads of 1 MiB 112, 20 MB, 1.2 s. Everything read once: 106
+requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from snapshotter.format.pack import PackEntry
@@ -23,7 +28,8 @@ class Limits:
     """All in stored (encoded) bytes but `raw_max`.
 
     `range_max` is the longest range that is made of several chunks (one longer chunk still gets a range of its own): it
-    bounds what a request holds in memory and how long its first chunk waits for its last. `beside_max` is how much
+    bounds what a request holds in memory and how long its first chunk waits for its last. A window begins as
+    `window_first` and grows to one `share`-th of what the reader has come, at most `window_max`. `beside_max` is how much
     read-ahead travels in the same request as what was asked for; the rest is asked for beside it, so that the reader does
     not wait for it. `raw_max` bounds the decoded bytes that are read ahead at once, against packs that decode to
     thousands of times their size.
@@ -33,8 +39,13 @@ class Limits:
     range_max: int = 2048 * _KIB
     window_first: int = 64 * _KIB
     window_max: int = 4096 * _KIB
+    share: int = 8
     beside_max: int = 128 * _KIB
     raw_max: int = 32768 * _KIB
+
+    def window(self, used: int) -> int:
+        """How far to read ahead of a reader that has come `used` bytes."""
+        return min(self.window_max, max(self.window_first, used // self.share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +63,12 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A reader that moves forward through a pack: where what was planned for it ends, and how far ahead it looks."""
+    """A reader that moves forward through a pack: where what was planned for it ends, where what it asked for ends, and how
+    many bytes it has come."""
 
     position: int
-    window: int
+    end: int
+    used: int
 
 
 ENTRIES_MAX = 4096
@@ -90,18 +103,20 @@ def coalesce(entries: Iterable[PackEntry], limits: Limits) -> list[Range]:
 def follow(streams: Sequence[Stream], start: int, end: int, limits: Limits) -> tuple[Stream, tuple[Stream, ...]]:
     """The stream that a read of the pack's bytes `start` to `end` belongs to, moved on, and all others.
 
-    A read continues a stream if it begins inside what the stream had planned or beyond it by no more than the stream's
-    window: a reader that skips a little is still moving forward. A continued stream's window doubles once half of what it
-    had planned is used up. The result's `position` is where read-ahead should now reach up to; never before `end`.
+    A read continues a stream if it begins where the stream's last one ended, or anywhere from there to the end of what was
+    planned for it (it has then used what lies before, without anybody hearing of it: cache hits are not seen here), give or
+    take `limits.gap`. The result's `position` is where read-ahead should now reach up to, never before `end`; it moves on
+    when half of what was planned ahead is used up, so that read-ahead is asked for in few large requests.
     """
     for stream in streams:
-        if stream.position - stream.window - limits.gap <= start <= stream.position + max(stream.window, limits.gap):
+        if stream.end - limits.gap <= start <= stream.position + limits.gap:
+            used = stream.used + max(0, end - stream.end)
+            window = limits.window(used)
+            reached = max(end, stream.end)
+            position = stream.position if reached + window // 2 < stream.position else reached + window
             others = tuple(other for other in streams if other is not stream)
-            if end + stream.window // 2 < stream.position:
-                return Stream(stream.position, stream.window), others
-            window = min(max(2 * stream.window, limits.window_first), limits.window_max)
-            return Stream(max(stream.position, end + window), window), others
-    return Stream(end + limits.window_first, limits.window_first), tuple(streams)[-(STREAMS - 1) :]
+            return Stream(max(position, stream.position), reached, used), others
+    return Stream(end + limits.window(end - start), end, end - start), tuple(streams)[-(STREAMS - 1) :]
 
 
 def ahead(candidates: Iterable[PackEntry], position: int, limits: Limits) -> list[PackEntry]:
@@ -154,7 +169,7 @@ def plan(
         later = coalesce((entry for entry in extra if entry.offset >= near), limits)
         room = max(0, slots - len(beside))
         if len(later) > room:
-            stream = Stream(max(run.end, later[room].offset), stream.window)
+            stream = replace(stream, position=max(stream.end, later[room].offset))
         beside += later[:room]
         streams = (*others, stream)
     return Plan(

@@ -98,7 +98,7 @@ class TestReadAhead:
         assert setup.stats.total(Count.AHEAD) == len(setup.local.chunks)
 
     def test_reading_all_of_a_pack_takes_ever_longer_requests_and_every_byte_once(self, setup: Setup) -> None:
-        store = setup.store(Limits(gap=0, window_first=2 * STORED, window_max=32 * STORED, beside_max=64 * STORED))
+        store = setup.store(Limits(gap=0, window_first=2 * STORED, window_max=32 * STORED, share=1, beside_max=64 * STORED))
         for raw in CHUNKS:
             if not setup.local.has(sha256(raw)):
                 assert store.get(refs([raw])) == [raw]

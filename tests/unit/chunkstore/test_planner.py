@@ -8,12 +8,12 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.chunkstore.planner import Limits, Range, Stream, ahead, coalesce, exactly, follow, plan
+from snapshotter.chunkstore.planner import STREAMS, Limits, Range, Stream, ahead, coalesce, exactly, follow, plan
 from snapshotter.format.compression import Codec
 from snapshotter.format.digest import Digest
 from snapshotter.format.pack import PackEntry
 
-LIMITS = Limits(gap=100, range_max=1000, window_first=200, window_max=1600, beside_max=300, raw_max=10_000)
+LIMITS = Limits(gap=100, range_max=1000, window_first=200, window_max=1600, share=2, beside_max=300, raw_max=10_000)
 
 
 def entry(number: int, offset: int, length: int) -> PackEntry:
@@ -79,36 +79,39 @@ class TestCoalesce:
 class TestFollow:
     def test_a_first_read_looks_a_little_ahead(self) -> None:
         stream, others = follow((), 1000, 1100, LIMITS)
-        assert stream == Stream(1300, 200)
+        assert stream == Stream(position=1300, end=1100, used=100)
         assert others == ()
 
-    def test_reads_that_follow_each_other_double_the_window_up_to_its_limit(self) -> None:
+    def test_a_reader_that_goes_on_is_read_ahead_of_by_a_share_of_what_it_has_come_up_to_a_limit(self) -> None:
         streams: tuple[Stream, ...] = ()
-        windows, start = [], 0
-        for _ in range(6):
+        ahead_of, start = [], 0
+        for _ in range(12):
             stream, others = follow(streams, start, start + 100, LIMITS)
-            windows.append(stream.window)
+            ahead_of.append(stream.position - stream.end)
             streams, start = (*others, stream), stream.position
-        assert windows == [200, 400, 800, 1600, 1600, 1600]
+        assert ahead_of[:5] == [200, 200, 350, 575, 912]
+        assert ahead_of[-1] == LIMITS.window_max
 
     def test_a_read_inside_what_is_planned_plans_no_more_until_half_of_it_is_used(self) -> None:
-        assert follow((Stream(2000, 800),), 1300, 1400, LIMITS)[0] == Stream(2000, 800)
-        assert follow((Stream(2000, 800),), 1600, 1700, LIMITS)[0] == Stream(3300, 1600)
+        stream = Stream(position=2000, end=1000, used=1600)
+        assert follow((stream,), 1000, 1100, LIMITS)[0] == Stream(2000, 1100, 1700)
+        assert follow((stream,), 1500, 1600, LIMITS)[0] == Stream(2700, 1600, 2200)
 
     def test_a_read_elsewhere_starts_over_and_the_old_reader_is_kept(self) -> None:
-        old = Stream(2000, 800)
-        stream, others = follow((old,), 50_000, 50_100, LIMITS)
-        assert (stream.window, others) == (200, (old,))
+        old = Stream(2000, 1200, 1600)
+        for start in (50_000, 2000 + LIMITS.gap + 1, 1200 - LIMITS.gap - 1):
+            stream, others = follow((old,), start, start + 100, LIMITS)
+            assert (stream.used, others) == (100, (old,))
 
     @given(st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 1000)), max_size=60))
-    def test_streams_stay_few_and_windows_bounded(self, reads: list[tuple[int, int]]) -> None:
+    def test_streams_stay_few_and_what_is_planned_ahead_bounded(self, reads: list[tuple[int, int]]) -> None:
         streams: tuple[Stream, ...] = ()
         for start, length in reads:
             stream, others = follow(streams, start, start + length, LIMITS)
-            assert stream.position >= start + length or stream in streams
+            assert stream.position >= stream.end >= start + length
+            assert stream.position - (start + length) <= 2 * LIMITS.window_max + LIMITS.gap
             streams = (*others, stream)
-        assert len(streams) <= 16
-        assert all(0 < stream.window <= LIMITS.window_max for stream in streams)
+        assert len(streams) <= STREAMS
 
 
 class TestPlan:
@@ -120,7 +123,17 @@ class TestPlan:
         new = data.draw(st.lists(st.sampled_from(wanted), unique=True))
         local = data.draw(st.sets(st.sampled_from(pack))) - set(new)
         slots = data.draw(st.integers(0, 3))
-        streams = data.draw(st.lists(st.builds(Stream, st.integers(0, 9000), st.integers(1, 1600)), max_size=4))
+        streams = data.draw(
+            st.lists(
+                st.builds(
+                    lambda end, ahead, used: Stream(end + ahead, end, used),
+                    st.integers(0, 9000),
+                    st.integers(0, 1600),
+                    st.integers(0, 9000),
+                ),
+                max_size=4,
+            )
+        )
         made = plan(wanted, new, streams, between(pack), local.__contains__, slots, LIMITS)  # type: ignore[arg-type]
         assert all(inside(found, made.now) for found in new)
         listed = [found.digest for r in made.now for found in r.entries]
@@ -137,16 +150,16 @@ class TestPlan:
 
     def test_a_reader_that_goes_on_has_the_rest_of_its_window_asked_for_beside(self) -> None:
         pack = [entry(n, n * 100, 100) for n in range(50)]
-        made = plan(pack[10:12], pack[10:12], (Stream(1000, 400),), between(pack), lambda found: False, 2, LIMITS)  # type: ignore[arg-type]
+        made = plan(pack[10:12], pack[10:12], (Stream(1000, 1000, 1000),), between(pack), lambda found: False, 2, LIMITS)  # type: ignore[arg-type]
         assert [(r.offset, r.end) for r in made.now] == [(1000, 1500)]
-        assert [(r.offset, r.end) for r in made.beside] == [(1500, 2000)]
-        assert made.streams == (Stream(2000, 800),)
+        assert [(r.offset, r.end) for r in made.beside] == [(1500, 1800)]
+        assert made.streams == (Stream(1800, 1200, 1200),)
 
     def test_without_a_free_thread_nothing_is_asked_for_beside_and_the_stream_says_so(self) -> None:
         pack = [entry(n, n * 100, 100) for n in range(50)]
-        made = plan(pack[10:12], pack[10:12], (Stream(1000, 400),), between(pack), lambda found: False, 0, LIMITS)  # type: ignore[arg-type]
+        made = plan(pack[10:12], pack[10:12], (Stream(1000, 1000, 1000),), between(pack), lambda found: False, 0, LIMITS)  # type: ignore[arg-type]
         assert made.beside == ()
-        assert made.streams == (Stream(1500, 800),)
+        assert made.streams == (Stream(1500, 1200, 1200),)
 
     def test_chunks_in_a_hole_that_is_fetched_anyway_are_taken_along(self) -> None:
         pack = [entry(n, n * 50, 50) for n in range(3)]
