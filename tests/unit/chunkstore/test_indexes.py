@@ -40,13 +40,17 @@ def test_an_index_is_fetched_once_and_then_found_here(tmp_path: Path, reader: Me
     assert len(IndexStore(tmp_path).open(PLACE, [])) == len(ENTRIES)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:40] + b"!" + data[41:], lambda data: b""])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-1], lambda data: data[:40] + b"!" + data[41:], lambda data: bytes(32) + data[32:], lambda data: b""],
+)
 def test_a_damaged_file_is_fetched_again(tmp_path: Path, reader: MemoryBlobs, damage: object) -> None:
     store = IndexStore(tmp_path)
     store.open(PLACE, [reader])
     path = store.file(PLACE)
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
     assert len(store.open(PLACE, [reader])) == len(ENTRIES)
+    assert len(reader.asked) == 2
     assert len(IndexStore(tmp_path).open(PLACE, [])) == len(ENTRIES)
 
 
