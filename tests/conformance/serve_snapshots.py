@@ -1,6 +1,6 @@
 """Serves the snapshots service alone, without any layer that could be mounted: for the suite of snapshotters.
 
-    python serve_snapshots.py --root DIR --address SOCKET
+python serve_snapshots.py --root DIR --address SOCKET
 """
 
 from __future__ import annotations

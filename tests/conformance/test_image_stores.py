@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,27 +45,22 @@ def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker
 
 @pytest.fixture(params=["fake registry", "fake registry with tokens", "docker-registry", "layout", "archive"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    source = destination = ""
-    with Registries(credentials=FixedCredentials()) as registries:
+    with ExitStack() as stack:
+        config = RegistryConfig()
         if request.param == "layout":
-            source = destination = f"oci:{tmp_path}/layout:unused"
+            text = f"oci:{tmp_path}/layout:unused"
         elif request.param == "archive":
-            source = destination = f"oci-archive:{tmp_path}/image.tar:unused"
+            text = f"oci-archive:{tmp_path}/image.tar:unused"
         elif request.param == "docker-registry":
             host = request.getfixturevalue("docker_registry").address
-            source = destination = f"docker://{host}/{tmp_path.name.lower().replace('_', '-').strip('-')}/image:unused"
+            text = f"docker://{host}/{sha256(str(tmp_path).encode()).hex()[:16]}/image:unused"
         else:
             auth = TokenAuth("ann", "secret") if "tokens" in request.param else None
-            fake = FakeRegistry(auth=auth, page_size=2)
-            request.addfinalizer(fake.close)
+            fake = stack.enter_context(FakeRegistry(auth=auth, page_size=2))
             config = RegistryConfig(credentials=Credentials("ann", "secret") if auth else None)
-            registries = Registries(lambda host: config, FixedCredentials())
-            request.addfinalizer(registries.close)
-            source = destination = f"docker://{fake.host}/some/image:unused"
-        yield Place(
-            lambda: open_destination(parse(destination), registries).store,
-            lambda: open_source(parse(source), registries).store,
-        )
+            text = f"docker://{fake.host}/some/image:unused"
+        registries = stack.enter_context(Registries(lambda host: config, FixedCredentials()))
+        yield Place(lambda: open_destination(parse(text), registries).store, lambda: open_source(parse(text), registries).store)
 
 
 def blob(data: bytes, media_type: str = LAYER) -> Descriptor:
