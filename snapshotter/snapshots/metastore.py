@@ -124,8 +124,8 @@ class Reader:
 
     def lazy(self, chain_id: Digest, parent_id: int | None) -> Row | None:
         """The lazy layer with this chain ID on this parent, if it is recorded."""
-        query = _SELECT + "WHERE s.chain_id = ? AND s.parent IS ?"
-        values = self._db.execute(query, (chain_id, parent_id)).fetchone()
+        query = _SELECT + "WHERE s.chain_id = ? AND s.parent IS ? AND s.kind = ?"
+        values = self._db.execute(query, (chain_id, parent_id, Kind.COMMITTED)).fetchone()
         return None if values is None else _row(values)
 
     def page(self, after: int, *, name: str | None = None, parent: str | None = None, ref: str | None = None) -> list[Row]:
@@ -140,10 +140,10 @@ class Reader:
         query = f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY s.id LIMIT {PAGE}"
         return [_row(found) for found in self._db.execute(query, values)]
 
-    def ids(self, layer: Layer | None = None) -> set[int]:
-        """The numbers of all snapshots, or of those of one kind of layer."""
-        query = "SELECT id FROM snapshots WHERE ? IS NULL OR layer = ?"
-        return {ident for (ident,) in self._db.execute(query, (layer, layer))}
+    def ids(self) -> set[int]:
+        """The numbers of the snapshots that own a directory: all but committed lazy layers."""
+        query = "SELECT id FROM snapshots WHERE layer = ? OR kind != ?"
+        return {ident for (ident,) in self._db.execute(query, (Layer.ORDINARY, Kind.COMMITTED))}
 
     def hints(self, diff_id: Digest) -> list[Hint]:
         """How the lazy layer `diff_id` was asked for, latest first."""

@@ -80,7 +80,7 @@ class Snapshotter:
             _remove(path)
         self.cleanup()
         with self._store.write() as tx:
-            missing = tx.ids(Layer.ORDINARY) - paths.numbered(self._paths)
+            missing = tx.ids() - paths.numbered(self._paths)
             broken = []
             for ident in sorted(missing):
                 info = tx.numbered(ident).info
@@ -219,7 +219,7 @@ class Snapshotter:
             # has then kept it, or given up.
             there = paths.numbered(self._paths)
             with self._store.write() as tx:
-                kept = tx.ids(Layer.ORDINARY)
+                kept = tx.ids()
             for ident in sorted(there - kept):
                 _remove(self._paths.directory(ident))
 

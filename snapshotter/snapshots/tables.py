@@ -8,7 +8,7 @@ from __future__ import annotations
 VERSION = 1
 
 DEFINITION = """
--- One row per snapshot. A row of layer 0 owns the directory s/<id>; a directory without a row is garbage.
+-- One row per snapshot. All but committed lazy layers own the directory s/<id>; a directory without a row is garbage.
 CREATE TABLE snapshots (
     -- Names the directory. Never given out twice, so that a directory that waits for its deletion cannot be taken for
     -- that of a younger snapshot.
@@ -40,8 +40,8 @@ CREATE TABLE snapshots (
 CREATE INDEX snapshots_parent ON snapshots (parent);
 CREATE INDEX snapshots_ref ON snapshots (ref) WHERE ref IS NOT NULL;
 CREATE INDEX snapshots_diff_id ON snapshots (diff_id) WHERE diff_id IS NOT NULL;
--- One snapshot per chain and parent, whoever asks for it.
-CREATE UNIQUE INDEX snapshots_chain ON snapshots (chain_id, ifnull(parent, 0)) WHERE chain_id IS NOT NULL;
+-- One committed snapshot per chain and parent, whoever asks for it.
+CREATE UNIQUE INDEX snapshots_chain ON snapshots (chain_id, ifnull(parent, 0)) WHERE chain_id IS NOT NULL AND kind = 3;
 
 -- The ways in which a lazy layer was asked for: what mounts it again after a restart. Written before the layer is fetched;
 -- a diff ID without a snapshot is therefore one that Cleanup has to release.

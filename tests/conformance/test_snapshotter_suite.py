@@ -43,7 +43,7 @@ def short_path() -> Iterator[Path]:
 
 def run(tests: str, directory: Path) -> tuple[set[str], set[str], str]:
     """Run Go tests; the names of those that passed and that failed, and everything they wrote."""
-    command = os.environ.get("SNAPSHOTTER_COMMAND", f"{sys.executable} {HERE / 'serve_snapshots.py'}")
+    command = os.environ.get("SNAPSHOTTER_COMMAND", str(Path(sys.executable).with_name("puzzlefs-snapshotter")))
     environment = {**os.environ, "SNAPSHOTTER_COMMAND": command, "TMPDIR": str(directory), "GOFLAGS": "-mod=readonly"}
     done = subprocess.run(
         [go(), "test", "-json", "-count=1", "-timeout=8m", f"-run=^({tests})$", "."],

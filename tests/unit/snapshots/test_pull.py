@@ -46,7 +46,7 @@ def pull(snapshotter: Snapshotter, *layers: MetadataLayer | PackLayer, namespace
 
 
 def test_containerd_finds_committed_snapshots_with_all_labels(snapshotter: Snapshotter, layers: DirectoryLayers) -> None:
-    stack = [ONE, TWO, pack("a"), pack("b")]
+    stack: list[MetadataLayer | PackLayer] = [ONE, TWO, pack("a"), pack("b")]
     infos = pull(snapshotter, *stack, other="label")
     for info, layer, chain in zip(infos, stack, chains(*stack), strict=True):
         assert info.kind is Kind.COMMITTED
