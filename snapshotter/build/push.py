@@ -1,0 +1,162 @@
+"""Turns a local image in upstream's layout, whoever built it, into the form that registries and the snapshotter use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Protocol
+
+from snapshotter.build.chunk import CutChunk
+from snapshotter.build.content import BuiltLayer, build_layer
+from snapshotter.build.documents import describe, parse_manifest
+from snapshotter.build.encoder import ParallelEncoder
+from snapshotter.build.entries import from_rootfs, number
+from snapshotter.build.flatten import settle
+from snapshotter.build.image import Converted, Options
+from snapshotter.build.layout import ROOTFS_TYPE, VERITY_ANNOTATION
+from snapshotter.build.progress import Progress, Report, silent
+from snapshotter.build.publish import Publisher, seal
+from snapshotter.build.reuse import gather
+from snapshotter.build.spool import ChunkSpool
+from snapshotter.errors import CorruptError, InvalidError, NotFoundError
+from snapshotter.format.compression import decode_seekable
+from snapshotter.format.digest import Digest, to_text
+from snapshotter.format.model import CHUNK_MAX, FileChunk, Inode
+from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.verity import verity_digest
+from snapshotter.registry.base import Descriptor, ImageStore
+from snapshotter.registry.documents import OCI_MANIFEST, is_index
+from snapshotter.registry.platforms import Platform
+
+MESSAGE_MAX = 1 << 30
+"""Largest metadata message that is read, in bytes: some five million inodes."""
+
+
+_Renamed = Mapping[tuple[Digest, bool], CutChunk]
+"""A chunk of the layout, by its name and whether that is of compressed bytes, and the raw chunk that it is."""
+
+
+class Layout(ImageStore, Protocol):
+    """A local layout: it also knows how large a blob is that no manifest lists (upstream's delta images have such chunks)."""
+
+    def blob_size(self, digest: Digest) -> int | None:
+        """The blob's size in bytes, None if there is none."""
+        ...
+
+
+def push(
+    layout: Layout,
+    reference: str,
+    destination: ImageStore,
+    tag: str | None,
+    *,
+    destination_name: str | None = None,
+    reuse: Sequence[tuple[ImageStore, str]] = (),
+    options: Options | None = None,
+    report: Report = silent,
+) -> Converted:
+    """Store the local image `reference` of `layout` in `destination` as `tag`. The other arguments are `image.convert`'s.
+
+    An uncompressed image keeps its metadata message, byte for byte. One whose chunks are named by compressed bytes, or that
+    records a wrong fs-verity digest (upstream's does for some), is described anew, several metadata layers as one.
+
+    Raises:
+        InvalidError: it is not an image in upstream's layout.
+        CorruptError: it is, but is damaged. NotFoundError: it, or a chunk of it, is missing.
+        UnavailableError, FailedPreconditionError: see `ImageStore`; the temporary directory.
+    """
+    chosen = options or Options()
+    descriptor, data = layout.manifest(reference)
+    what = f"{layout.name}:{reference}"
+    message = _message(layout, descriptor, data, what)
+    known = gather(destination, tag, reuse, lambda text: report(Progress("note", text)))
+    with ExitStack() as stack:
+        rootfs = Rootfs.open(message)
+        stack.callback(rootfs.close)
+        spool = ChunkSpool(known.has, chosen.level, chosen.temporary)
+        stack.callback(spool.close)
+        encoder = stack.enter_context(ParallelEncoder(spool.encode, spool.take, chosen.workers))
+        inodes = list(rootfs.inodes())
+        renamed = _read_chunks(layout, inodes, encoder, what, report)
+        built = _layer(message, rootfs, renamed, spool.verity)
+        publisher = Publisher(destination, known, spool, report, source=destination_name, temporary=chosen.temporary)
+        manifest = publisher.publish([seal(built)], _config(descriptor), {})
+    final = describe(OCI_MANIFEST, manifest)
+    destination.put_manifest(final, manifest, tag)
+    figures = publisher.figures
+    stored = sum(layout.blob_size(digest) or 0 for digest, _ in renamed)
+    raw = sum(chunk.length for chunk in renamed.values())
+    packs_new, packs_reused = len(figures.packs_new), len(figures.packs_reused)
+    return Converted(final, 1, 1, stored, raw, figures.pushed, packs_new, packs_reused)
+
+
+def _message(layout: Layout, descriptor: Descriptor, data: bytes, what: str) -> bytes:
+    if is_index(descriptor.media_type):
+        raise InvalidError(f"{what} is an index, not an image that puzzlefs build made")
+    layers = parse_manifest(data, what).layers
+    if not layers or layers[0].media_type != ROOTFS_TYPE:
+        raise InvalidError(f"{what} is not an image that puzzlefs build made; for an ordinary image use puzzlefs convert")
+    rootfs = layers[0]
+    if rootfs.size > MESSAGE_MAX:
+        raise CorruptError(f"{what}: its metadata has {rootfs.size} bytes; at most {MESSAGE_MAX} are read")
+    with layout.open_blob(rootfs) as stream:
+        message = stream.read()
+    declared = rootfs.annotations.get(VERITY_ANNOTATION)
+    if declared is not None and declared.lower() != verity_digest(message).hex():
+        raise CorruptError(f"{what}: the fs-verity digest of its metadata is not the one that its manifest states")
+    return message
+
+
+def _read_chunks(layout: Layout, inodes: Iterable[Inode], encoder: ParallelEncoder, what: str, report: Report) -> _Renamed:
+    """Encode the chunks of the files in walk order; what each one is now."""
+    wanted = dict.fromkeys((chunk.digest, chunk.compressed) for inode in inodes for chunk in inode.chunks)
+    runs: list[tuple[tuple[Digest, bool], list[CutChunk]]] = []
+    for count, (digest, compressed) in enumerate(wanted):
+        run: list[CutChunk] = []
+        encoder.put(_chunk(layout, digest, compressed, what), run)
+        runs.append(((digest, compressed), run))
+        report(Progress("read", what, count + 1, len(wanted)))
+    encoder.flush()
+    return {name: run[0] for name, run in runs}
+
+
+def _chunk(layout: Layout, digest: Digest, compressed: bool, what: str) -> bytes:
+    size = layout.blob_size(digest)
+    if size is None:
+        raise NotFoundError(f"{what}: its chunk {to_text(digest)} is not in {layout.name}")
+    if size > CHUNK_MAX:
+        raise CorruptError(f"{what}: its chunk {to_text(digest)} has {size} bytes; at most {CHUNK_MAX} are accepted")
+    with layout.open_blob(Descriptor("", digest, size)) as stream:
+        stored = stream.read()
+    if not compressed:
+        return stored
+    try:
+        return decode_seekable(stored, CHUNK_MAX)
+    except CorruptError as error:
+        raise CorruptError(f"{what}: its chunk {to_text(digest)} is corrupt: {error}") from None
+
+
+def _layer(message: bytes, rootfs: Rootfs, renamed: _Renamed, verity: Mapping[Digest, bytes]) -> BuiltLayer:
+    """The layer to publish: the message as it is where it says the truth about raw chunks, else a new one."""
+    tree = from_rootfs(rootfs)
+    for content in number(tree).contents():
+        content.chunks = [_rename(chunk, renamed[chunk.digest, chunk.compressed]) for chunk in content.chunks or ()]
+    as_it_is = all(chunk.digest == digest and rootfs.verity(digest) == verity[digest] for (digest, _), chunk in renamed.items())
+    if as_it_is:
+        return BuiltLayer(message, [chunk.digest for chunk in renamed.values()])
+    settle(tree)
+    return build_layer(tree, verity)
+
+
+def _rename(chunk: FileChunk, now: CutChunk) -> FileChunk:
+    if chunk.offset + chunk.length > now.length:
+        raise CorruptError(f"a file takes bytes beyond the end of its chunk {to_text(chunk.digest)}")
+    return replace(chunk, digest=now.digest, compressed=False)
+
+
+def _config(descriptor: Descriptor) -> dict[str, object]:
+    """A configuration that runs nothing; the platform is the one that the layout states, or this machine's."""
+    here = Platform.of_this_machine()
+    said = descriptor.platform or {}
+    return {"architecture": said.get("architecture", here.architecture), "os": said.get("os", here.os), "config": {}}
