@@ -117,7 +117,7 @@ def scan(file: BinaryIO, name: str) -> dict[str | Digest, tuple[int, int]]:
         header = _at(file, at, _BLOCK)
         if at == 0:
             _refuse_compressed(header, name)
-        if at > 0 and header in (b"", bytes(_BLOCK)):
+        if header == bytes(_BLOCK) or (0 < at == end):
             return members
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")

@@ -141,7 +141,16 @@ class RegistryStore:
     # Writing
 
     def put_blob(self, blob: Descriptor, data: BinaryIO) -> bool:
-        """See `ImageStore`. `data` is streamed, and checked on its way: a wrong one is not completed."""
+        """See `ImageStore`. `data` is streamed, and checked on its way: a wrong one is not completed.
+
+        Threads that put the same blob at once take turns, and all but the first find it there. It saves the bytes, and
+        docker-registry 2.8 needs it: while one blob is uploaded to one repository several times at once, other requests for
+        it fail with 400 or 500 (34 of 400 images pushed by 16 threads with one configuration; none in turns).
+        """
+        with self._session.uploads.take((self.repository, blob.digest)):
+            return self._put_blob(blob, data)
+
+    def _put_blob(self, blob: Descriptor, data: BinaryIO) -> bool:
         if self._has(blob.digest, self._push):
             return False
         what = f"upload of {self._blob(blob.digest)}"

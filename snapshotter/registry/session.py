@@ -11,6 +11,7 @@ from snapshotter.registry.auth import Authorizer
 from snapshotter.registry.credentials import CredentialSource
 from snapshotter.registry.failures import DeniedError, RegistryUnavailableError
 from snapshotter.registry.transport import Readable, Response, Transport
+from snapshotter.registry.turns import Turns
 
 ERROR_MAX = 64 << 10
 """Most of an error's body that is read, in bytes."""
@@ -22,6 +23,8 @@ class RegistrySession:
     def __init__(self, transport: Transport, source: CredentialSource, clock: Callable[[], float] = time.monotonic) -> None:
         self.transport = transport
         self._authorizer = Authorizer(transport, source, clock)
+        self.uploads = Turns()
+        """Whose turn it is to upload a blob to a repository (see `client.RegistryStore.put_blob`)."""
 
     @property
     def host(self) -> str:

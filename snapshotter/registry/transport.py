@@ -22,20 +22,14 @@ from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from urllib3.exceptions import (
-    ConnectTimeoutError,
     HTTPError,
     LocationValueError,
-    NameResolutionError,
-    NewConnectionError,
     ProtocolError,
-    ProxyError,
-    ReadTimeoutError,
-    SSLError,
 )
 
 from snapshotter import __version__
-from snapshotter.errors import CorruptError, InvalidError, PuzzlefsError
-from snapshotter.registry.failures import RegistryUnavailableError
+from snapshotter.errors import CorruptError, InvalidError
+from snapshotter.registry.failures import unavailable
 from snapshotter.registry.hosts import RegistryConfig, endpoint, is_loopback
 
 USER_AGENT = f"puzzlefs/{__version__}"
@@ -53,6 +47,10 @@ _NO_BODY = ("GET", "HEAD")
 
 # At DEBUG urllib3 logs whole URLs, and those of object storage carry their signature.
 logging.getLogger("urllib3").setLevel(logging.INFO)
+# `skip_verify` is somebody's decision, which is logged once per host instead of with every connection.
+urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+
+_log = logging.getLogger(__name__)
 
 
 class Traffic:
@@ -123,7 +121,7 @@ class Response:
         try:
             data: bytes = self._raw.read(size, decode_content=False)
         except (HTTPError, OSError) as error:
-            raise _unavailable(error, self.origin) from error
+            raise unavailable(error, self.origin) from error
         self._traffic.add(received=len(data))
         return data
 
@@ -174,11 +172,14 @@ class Transport:
         self._authority = endpoint(host, config)
         self._scheme: str | None = None
         self._scheme_lock = threading.Lock()
-        self._pools: dict[tuple[bool, str | None], urllib3.PoolManager] = {}
+        self._pools: dict[tuple[bool, str, str | None], urllib3.PoolManager] = {}
         self._pools_lock = threading.Lock()
         self._proxies = getproxies()
-        self._own_tls = _tls(config, own=True)
-        self._other_tls = _tls(config, own=False)
+        if config.skip_verify:
+            _log.warning("registry %s: certificates are not verified (skip_verify)", host)
+        self._tls: dict[bool, ssl.SSLContext] = {}
+        if config.ca_file is not None or config.client_certificate is not None:
+            self._tls = {own: _tls(config, own=own) for own in (True, False)}
 
     @property
     def base(self) -> str:
@@ -261,9 +262,9 @@ class Transport:
                 raise InvalidError(f"registry {self.host} refers to a URL that is none") from None
             except ProtocolError as error:
                 if attempts == 0:
-                    raise _unavailable(error, origin) from error
+                    raise unavailable(error, origin) from error
             except (HTTPError, OSError) as error:
-                raise _unavailable(error, origin) from error
+                raise unavailable(error, origin) from error
             else:
                 return Response(raw, origin, self.traffic)
 
@@ -274,9 +275,14 @@ class Transport:
         if proxy is not None and (is_loopback(parts.netloc) or proxy_bypass(parts.hostname or "")):
             proxy = None
         with self._pools_lock:
-            key = (own, proxy)
+            key = (own, parts.scheme, proxy)
             if key not in self._pools:
-                tls = self._own_tls if own else self._other_tls
+                tls = None
+                if parts.scheme == "https":
+                    # Reading the system's authorities takes 20 ms, which plain HTTP need not pay.
+                    if own not in self._tls:
+                        self._tls[own] = _tls(self.config, own=own)
+                    tls = self._tls[own]
                 if proxy is None:
                     self._pools[key] = urllib3.PoolManager(maxsize=16, ssl_context=tls, blocksize=_BLOCK)
                 else:
@@ -288,14 +294,14 @@ class Transport:
         if plain is not None or not is_loopback(self._authority):
             return "http" if plain else "https"
         parts = urlsplit(f"https://{self._authority}")
-        tls = ssl.create_default_context()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         # Only whether the server speaks TLS is asked; whom it is shows in the first real request.
         tls.check_hostname = False
         tls.verify_mode = ssl.CERT_NONE
         try:
             connection = socket.create_connection((parts.hostname or "", parts.port or 443), self.config.connect_timeout)
         except OSError as error:
-            raise _unavailable(error, self._authority) from error
+            raise unavailable(error, self._authority) from error
         with connection:
             connection.settimeout(PROBE_TIMEOUT)
             try:
@@ -352,47 +358,3 @@ def _tls(config: RegistryConfig, *, own: bool) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _unavailable(error: Exception, where: str) -> PuzzlefsError:
-    """The failure that `error` of urllib3 or the system is. Its own text is not used: it may hold a URL."""
-    cause = _root(error)
-    retryable = True
-    if isinstance(error, ProxyError):
-        why = "the proxy (HTTPS_PROXY, HTTP_PROXY) cannot be reached or refuses"
-    elif isinstance(error, NameResolutionError | socket.gaierror) or isinstance(cause, socket.gaierror):
-        why = "the host name does not resolve; is it spelled right?"
-    elif isinstance(cause, ssl.SSLCertVerificationError):
-        retryable = False
-        why = f"its certificate is not trusted ({cause.verify_message}); "
-        why += "configure its authority as ca_file, or use the name that it is for"
-    elif isinstance(cause, ssl.SSLError) or isinstance(error, SSLError):
-        retryable = False
-        why = "it does not speak TLS as expected; if it is meant to serve plain HTTP, configure plain_http for it"
-    elif isinstance(cause, ConnectionRefusedError):
-        why = "connection refused; does a registry run there, and is this its port?"
-    elif isinstance(error, ReadTimeoutError):
-        why = "no data within the read timeout"
-    elif isinstance(error, ConnectTimeoutError) or isinstance(cause, TimeoutError):
-        why = "connecting or sending timed out"
-    elif isinstance(error, NewConnectionError) or (isinstance(cause, OSError) and not isinstance(cause, ConnectionError)):
-        why = getattr(cause, "strerror", None) or "no connection"
-    else:
-        why = "the connection broke before the answer was complete"
-    return RegistryUnavailableError(f"cannot reach {where}: {why}", retryable=retryable)
-
-
-def _root(error: BaseException) -> BaseException:
-    """The first cause of `error` that is the system's."""
-    seen: BaseException | None = error
-    for _ in range(8):
-        if isinstance(seen, OSError) and not isinstance(seen, HTTPError):
-            return seen
-        following: BaseException | None = None
-        if seen is not None:
-            inner = [value for value in seen.args if isinstance(value, BaseException)]
-            following = seen.__cause__ or seen.__context__ or (inner[0] if inner else None)
-        if following is None:
-            break
-        seen = following
-    return seen if seen is not None else error

@@ -135,7 +135,7 @@ def test_an_index_and_its_images_come_back(place: Place) -> None:
     for child in children:
         descriptor, data = reader.manifest(to_text(child.digest))
         assert (descriptor.media_type, descriptor.size) == (OCI_MANIFEST, child.size)
-        assert json.loads(data)["annotations"]["for"] == child.platform["architecture"]
+        assert json.loads(data)["annotations"]["for"] == (child.platform or {})["architecture"]
     assert list(reader.tags()) == ["multi"]
     reader.close()
 

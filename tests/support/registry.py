@@ -460,8 +460,8 @@ class _Handler(BaseHTTPRequestHandler):
             good = auth.identity_token is not None and form.get("refresh_token") == auth.identity_token
         else:
             given = self.headers.get("Authorization")
-            anonymous = given is None and (auth.username is None or auth.anonymous_pull)
-            good = anonymous or (auth.username is not None and given == _basic(auth.username, auth.password))
+            anonymous = auth.username is None or (given is None and auth.anonymous_pull)
+            good = anonymous or given == _basic(auth.username or "", auth.password)
             if given is None and auth.username is not None:
                 scope = scope.replace(",push", "")
         if not good:
