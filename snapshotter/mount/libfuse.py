@@ -55,6 +55,8 @@ class _Operations(pyfuse3.Operations):
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """LOOKUP; inode 0 for a name that does not exist and never will."""
+        if len(name) > wire.NAME_MAX:
+            raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         with self._errors(parent_inode):
             ino = self._tree.lookup(parent_inode, name)
             if ino is None:
@@ -92,7 +94,7 @@ class _Operations(pyfuse3.Operations):
                 try:
                     attributes = _entry(self._tree.entry_attributes(entry))
                 except (CorruptError, NotFoundError):
-                    attributes = _blank(entry.ino)  # without a type: the kernel lists the name and takes no inode from it
+                    attributes = _blank(entry.ino or wire.UNKNOWN_INO)  # without a type: the kernel lists the name and takes no inode from it
                 if not pyfuse3.readdir_reply(token, entry.name, attributes, index + 3):
                     return
 

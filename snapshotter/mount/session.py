@@ -141,7 +141,10 @@ class Session:
         return wire.pack_attr(*self.tree.attributes(ino), BLOCK_SIZE)
 
     def _lookup(self, request: Request) -> bytes:
-        ino = self.tree.lookup(request.nodeid, wire.parse_lookup(request))
+        name = wire.parse_lookup(request)
+        if len(name) > wire.NAME_MAX:
+            raise _ErrnoError(errno.ENAMETOOLONG)
+        ino = self.tree.lookup(request.nodeid, name)
         if ino is None:
             return wire.NEGATIVE_ENTRY
         try:
@@ -177,8 +180,8 @@ class Session:
             try:
                 attributes = self.tree.entry_attributes(entry)
             except (CorruptError, NotFoundError):
-                # The name is listed, and whoever asks for it gets the error, and only he.
-                yield blank, entry.ino, cookie, 0, entry.name
+                # The name is listed, and who asks for it gets the error. (glibc leaves entries with number 0 out.)
+                yield blank, entry.ino or wire.UNKNOWN_INO, cookie, 0, entry.name
                 continue
             prefix = wire.pack_entry_out(entry.ino, wire.pack_attr(*attributes, BLOCK_SIZE)) if plus else b""
             yield prefix, entry.ino, cookie, attributes.mode, entry.name

@@ -28,6 +28,7 @@ BUFFER_SIZE = 128 << 10
 
 NAME_MAX = 255
 XATTR_NAME_MAX = 255
+_PATH_MAX = 4096
 FOREVER = 100 * 365 * 86400
 """Validity of what never changes, in seconds; the kernel turns it into jiffies without overflow."""
 UNKNOWN_INO = 0xFFFFFFFF
@@ -246,14 +247,14 @@ def _take(layout: struct.Struct, request: Request, what: str) -> tuple[int, ...]
 
 def _name(raw: memoryview, limit: int, request: Request, what: str) -> bytes:
     name = bytes(raw[: limit + 2])
-    if len(name) < 2 or name.find(0) != len(name) - 1:
+    if not 2 <= len(name) <= limit + 1 or name.find(0) != len(name) - 1:
         raise MalformedRequestError(f"{what} without a name that ends in its only NUL, within {limit} bytes", request.unique)
     return name[:-1]
 
 
 def parse_lookup(request: Request) -> bytes:
-    """The name that LOOKUP asks for."""
-    return _name(request.body, NAME_MAX, request, "LOOKUP")
+    """The name that LOOKUP asks for; it may be longer than any name is, which is not the kernel's to refuse (since Linux 6.14)."""
+    return _name(request.body, _PATH_MAX, request, "LOOKUP")
 
 
 def parse_read(request: Request) -> ReadIn:

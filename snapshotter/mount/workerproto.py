@@ -17,6 +17,7 @@ from typing import Any
 from snapshotter import errors
 from snapshotter.errors import InvalidError, PuzzlefsError
 from snapshotter.mount.failures import FailureReport
+from snapshotter.mount.wire import Negotiated
 
 MESSAGE_MAX = 64 << 10
 """Longest message in bytes; a layer's description with all its packs takes about 5 KiB."""
@@ -49,6 +50,11 @@ class Ready:
     mount_id: str
     negotiated: tuple[int, int, int] | None
     refused: str | None = None
+
+    @property
+    def can_resend(self) -> bool:
+        """Whether a killed server's requests can be had again from this kernel."""
+        return self.negotiated is not None and Negotiated(*self.negotiated).can_resend
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,227 @@
+"""The mount worker process, as the daemon uses it: many mounts, waiting reads, death and replacement."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from snapshotter.errors import AlreadyExistsError, CorruptError, NotFoundError, UnavailableError
+from snapshotter.format.digest import sha256
+from snapshotter.mount import mounting
+from snapshotter.mount.workerproto import FailureReport, Gone
+from tests.mount.engines import PATIENCE, Daemon
+from tests.mount.source import PIECE, Builder
+
+SLOW = b"s" * PIECE + b"second chunk" * 10_000
+QUICK = b"q" * (PIECE + 1)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An image of two files, whose first chunks a test can hold back."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "slow").write_bytes(SLOW)
+    (source / "quick").write_bytes(QUICK)
+    builder = Builder()
+    builder.add_tree(source)
+    return builder.write(tmp_path / "image")
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    """A daemon with one worker."""
+    running = Daemon()
+    with contextlib.closing(running):
+        yield running
+
+
+class Gate:
+    """Holds back the first chunk of the file ``slow``."""
+
+    def __init__(self, image: Path) -> None:
+        self._fifo = image / "chunks" / (sha256(SLOW[:PIECE]).hex() + ".wait")
+        os.mkfifo(self._fifo)
+
+    def wait(self) -> int:
+        """Return when a read waits for the chunk."""
+        return os.open(self._fifo, os.O_WRONLY)
+
+    def remove(self) -> None:
+        """Hold back no further reads."""
+        self._fifo.unlink()
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[Future[bytes]]:
+    """A read under way in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(path.read_bytes)
+
+
+def test_one_worker_serves_many_mounts(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    points = [tmp_path / f"m{number}" for number in range(50)]
+    for point in points:
+        daemon.mount(image, point)
+    assert set(daemon.worker.stats()["mounts"]) == set(map(str, points))
+    assert all((point / "quick").read_bytes() == QUICK for point in points)
+
+
+def test_mounts_come_and_go_without_a_trace(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    def held() -> tuple[int, int]:
+        return len(os.listdir(f"/proc/{daemon.worker.pid}/fd")), len(os.listdir(f"/proc/{daemon.worker.pid}/task"))
+
+    def once(number: int) -> None:
+        point = tmp_path / f"m{number}"
+        daemon.mount(image, point)
+        assert (point / "quick").read_bytes() == QUICK
+        daemon.unmount(point)
+        assert daemon.event() == Gone(str(point))
+
+    for number in range(10):
+        once(number)
+    before = held()
+    for number in range(10, 60):
+        once(number)
+    assert daemon.worker.stats()["mounts"] == []
+    descriptors, threads = held()
+    assert descriptors <= before[0]
+    assert threads <= before[1]
+
+
+def test_a_slow_chunk_holds_up_nobody_else(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    daemon.mount(image, tmp_path / "a")
+    daemon.mount(image, tmp_path / "b")
+    gate = Gate(image)
+    with ThreadPoolExecutor(20) as pool:
+        waiting = [pool.submit((tmp_path / name / "slow").read_bytes) for name in "ab" for _ in range(10)]
+        opened = gate.wait()
+        assert (tmp_path / "a" / "quick").read_bytes() == QUICK
+        assert (tmp_path / "b" / "quick").read_bytes() == QUICK
+        assert not any(future.done() for future in waiting)
+        gate.remove()
+        os.close(opened)
+        assert all(future.result(PATIENCE) == SLOW for future in waiting)
+
+
+def test_a_killed_worker_is_replaced_under_a_waiting_read(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    point = tmp_path / "m"
+    daemon.mount(image, point)
+    gate = Gate(image)
+    with reading(point / "slow") as read:
+        opened = gate.wait()
+        daemon.worker.kill()
+        os.close(opened)
+        gate.remove()
+        assert not read.done()
+        assert not daemon.worker.is_alive()
+        with pytest.raises(UnavailableError):
+            daemon.worker.stats()
+        daemon.replace_worker()
+        resent = daemon.worker.add(daemon.description(image, point, takeover=True), daemon.fds[point])
+        assert resent == daemon.ready[str(point)].can_resend
+        assert read.result(PATIENCE) == SLOW
+    assert (point / "quick").read_bytes() == QUICK
+    assert sorted(os.listdir(point)) == ["quick", "slow"]
+
+
+def test_a_worker_killed_before_init(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    point = tmp_path / "m"
+    point.mkdir()
+    fd = daemon.fds[point] = mounting.open_fuse()
+    mounting.mount(fd, point, "test")
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(os.listdir, point)
+        daemon.replace_worker()
+        daemon.worker.add(daemon.description(image, point, takeover=True), fd)
+        assert sorted(listing.result(PATIENCE)) == ["quick", "slow"]
+
+
+def test_removal_lets_go_and_another_worker_serves_on(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    point = tmp_path / "m"
+    daemon.mount(image, point)
+    assert (point / "quick").read_bytes() == QUICK
+    daemon.worker.remove(str(point))
+    with pytest.raises(NotFoundError):
+        daemon.worker.remove(str(point))
+    daemon.worker.add(daemon.description(image, point), daemon.fds[point])
+    assert (point / "slow").read_bytes() == SLOW
+
+
+def test_a_worker_serves_on_without_its_daemon_until_the_last_mount_is_gone(image: Path, tmp_path: Path) -> None:
+    daemon = Daemon()
+    point = tmp_path / "m"
+    try:
+        daemon.mount(image, point)
+        daemon.worker.detach()
+        assert (point / "quick").read_bytes() == QUICK
+        assert daemon.worker.is_alive()
+        daemon.unmount(point)
+        assert daemon.ended.wait(PATIENCE)
+    finally:
+        daemon.close()
+
+
+def test_failures_reach_the_daemon_with_names(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    point = tmp_path / "m"
+    daemon.mount(image, point)
+    lost = sha256(QUICK[:PIECE]).hex()
+    (image / "chunks" / lost).unlink()
+    with pytest.raises(OSError):
+        (point / "quick").read_bytes()
+    report = daemon.event()
+    assert isinstance(report, FailureReport)
+    assert (report.mount, report.path, report.error_type) == ("layer of image", "/quick", "ChunkMissingError")
+    assert lost in report.error
+
+
+def test_a_mount_that_cannot_be_served_is_refused(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    description = daemon.description(image, tmp_path / "m")
+    fd = mounting.open_fuse()
+    try:
+        (image / "metadata").rename(image / "elsewhere")
+        with pytest.raises(NotFoundError, match="metadata"):
+            daemon.worker.add(description, fd)
+        for content in (b"", b"garbage" * 8):
+            (image / "metadata").write_bytes(content)
+            with pytest.raises(CorruptError):
+                daemon.worker.add(description, fd)
+        (image / "metadata").unlink()
+        (image / "elsewhere").rename(image / "metadata")
+        daemon.mount(image, tmp_path / "m")
+        with pytest.raises(AlreadyExistsError):
+            daemon.worker.add(description, fd)
+    finally:
+        os.close(fd)
+
+
+def test_the_mount_is_readonly_and_reads_ahead_far(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    point = tmp_path / "with space"
+    daemon.mount(image, point)
+    info = mounting.find(point)
+    assert info is not None
+    assert (info.fs_type, info.source, info.mountpoint) == ("fuse.puzzlefs", "test", point)
+    assert mounting.our_mounts(tmp_path) == [info]
+    assert Path(f"/sys/class/bdi/{info.device}/read_ahead_kb").read_text() == "1024\n"
+    daemon.unmount(point)
+    assert mounting.find(point) is None
+    with pytest.raises(NotFoundError):
+        mounting.unmount(point)
+
+
+def test_asking_from_many_threads(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    daemon.mount(image, tmp_path / "m")
+    start = threading.Barrier(8)
+
+    def ask(_: int) -> list[str]:
+        start.wait()
+        return [daemon.worker.stats()["mounts"] for _ in range(20)][-1]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(names == [str(tmp_path / "m")] for names in pool.map(ask, range(8)))
