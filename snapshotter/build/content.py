@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from snapshotter.build.encoder import ParallelEncoder
 from snapshotter.build.entries import Content, Node, Numbering, chunk_order, inodes, number
 from snapshotter.build.files import FileCutter
 from snapshotter.build.layer import read_layer
+from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.spool import RawSpool
 from snapshotter.build.tar import TarHeader, TarReader
 from snapshotter.build.walk import FileReader, walk
@@ -66,7 +68,7 @@ def layer_from_tar(
     return root
 
 
-def layer_from_directory(path: str | bytes, encoder: ParallelEncoder, cutting: Cutting) -> Node:
+def layer_from_directory(path: str | bytes | Path, encoder: ParallelEncoder, cutting: Cutting, report: Report = silent) -> Node:
     """The tree of a directory, its files cut.
 
     Raises:
@@ -74,19 +76,22 @@ def layer_from_directory(path: str | bytes, encoder: ParallelEncoder, cutting: C
     """
     root = walk(path)
     cutter = FileCutter(cutting, encoder)
-    small = []
-    for content in number(root).contents():
+    contents = list(number(root).contents())
+    total = sum(content.size for content in contents)
+    done = 0
+
+    def open_file(content: Content) -> ByteReader:
+        nonlocal done
+        report(Progress("read", os.fsdecode(path), done, total))
+        done += content.size
+        return FileReader(content.path, content.size)
+
+    for content in contents:
         if cutter.stands_alone(content.size):
-            cutter.cut_alone(content, _open_file(content))
-        elif content.size:
-            small.append(content)
-    cutter.cut_together(small, _open_file)
+            cutter.cut_alone(content, open_file(content))
+    cutter.cut_together((content for content in contents if not cutter.stands_alone(content.size)), open_file)
     cutter.finish()
     return root
-
-
-def _open_file(content: Content) -> ByteReader:
-    return FileReader(content.path, content.size)
 
 
 def build_layer(root: Node, verity: Mapping[Digest, bytes], *, times: bool = True) -> BuiltLayer:

@@ -48,7 +48,8 @@ class _Peeked:
             data, self._head = self._head[:size], self._head[size:] if size >= 0 else b""
         else:
             data = self._source.read(size)
-        self._on_bytes(len(data))
+        if data:
+            self._on_bytes(len(data))
         return data
 
     def readinto(self, buffer: bytearray | memoryview, /) -> int:

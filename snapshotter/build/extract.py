@@ -48,7 +48,7 @@ class Extracted:
             self.problems.append(f"/{_text(place)}: {what}: {error.strerror}")
 
 
-def extract(rootfs: Rootfs, store: ChunkStore, directory: str | bytes) -> Extracted:
+def extract(rootfs: Rootfs, store: ChunkStore, directory: str | bytes | os.PathLike[str]) -> Extracted:
     """Write `rootfs` into `directory`, which must be empty or not exist; it gets the root's owner, mode and times.
 
     Raises:

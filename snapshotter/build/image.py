@@ -49,12 +49,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What a conversion made. `stored` and `tar` are the source's bytes, `pushed` the bytes of blobs that were new."""
+    """What was made. `source` and `tar` are the source's bytes as stored and uncompressed, `pushed` those of new blobs."""
 
     manifest: Descriptor
     platforms: int
     layers: int
-    stored: int
+    source: int
     tar: int
     pushed: int
     packs_new: int
@@ -126,7 +126,7 @@ def convert(
         final,
         platforms=len(images),
         layers=sum(len(image.manifest.layers) for image in images),
-        stored=sum(layer.size for image in images for layer in image.manifest.layers),
+        source=sum(layer.size for image in images for layer in image.manifest.layers),
         tar=reader.tar_bytes,
         pushed=figures.pushed,
         packs_new=len(figures.packs_new),

@@ -17,6 +17,7 @@ from snapshotter.build.content import build_layer, layer_from_directory
 from snapshotter.build.documents import describe
 from snapshotter.build.encoder import Encoded, ParallelEncoder
 from snapshotter.build.image import Options
+from snapshotter.build.progress import Report, silent
 from snapshotter.format.compression import encode_seekable
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.verity import verity_digest
@@ -40,7 +41,13 @@ class BuiltLayout:
 
 
 def build_layout(
-    tree: str | bytes | Path, layout: ImageStore, tag: str, *, compress: bool = False, options: Options | None = None
+    tree: str | bytes | Path,
+    layout: ImageStore,
+    tag: str,
+    *,
+    compress: bool = False,
+    options: Options | None = None,
+    report: Report = silent,
 ) -> BuiltLayout:
     """Build the directory `tree` into `layout` under `tag`. The tag is set when everything else is in place.
 
@@ -51,7 +58,7 @@ def build_layout(
     chosen = options or Options()
     chunks = _LayoutChunks(layout, encode_seekable if compress else None)
     with ParallelEncoder(chunks.encode, chunks.take, chosen.workers) as encoder:
-        root = layer_from_directory(tree if isinstance(tree, bytes) else str(tree), encoder, chosen.cutting)
+        root = layer_from_directory(tree, encoder, chosen.cutting, report)
     built = build_layer(root, chunks.verity)
     rootfs = describe(ROOTFS_TYPE, built.message, {VERITY_ANNOTATION: verity_digest(built.message).hex()})
     layout.put_blob(rootfs, io.BytesIO(built.message))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from snapshotter.build.chunk import CutChunk
 from snapshotter.build.content import BuiltLayer, build_layer
@@ -37,6 +37,7 @@ _Renamed = Mapping[tuple[Digest, bool], CutChunk]
 """A chunk of the layout, by its name and whether that is of compressed bytes, and the raw chunk that it is."""
 
 
+@runtime_checkable
 class Layout(ImageStore, Protocol):
     """A local layout: it also knows how large a blob is that no manifest lists (upstream's delta images have such chunks)."""
 
@@ -46,7 +47,7 @@ class Layout(ImageStore, Protocol):
 
 
 def push(
-    layout: Layout,
+    layout: ImageStore,
     reference: str,
     destination: ImageStore,
     tag: str | None,
@@ -62,11 +63,13 @@ def push(
     records a wrong fs-verity digest (upstream's does for some), is described anew, several metadata layers as one.
 
     Raises:
-        InvalidError: it is not an image in upstream's layout.
+        InvalidError: `layout` is no local layout, or it is not an image in upstream's form.
         CorruptError: it is, but is damaged. NotFoundError: it, or a chunk of it, is missing.
         UnavailableError, FailedPreconditionError: see `ImageStore`; the temporary directory.
     """
     chosen = options or Options()
+    if not isinstance(layout, Layout):
+        raise InvalidError(f"{layout.name} is no local image; puzzlefs push takes oci:DIR:TAG or oci-archive:FILE:TAG")
     descriptor, data = layout.manifest(reference)
     what = f"{layout.name}:{reference}"
     message = _message(layout, descriptor, data, what)

@@ -29,7 +29,7 @@ _DROPPED = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
 """What xfs shows to root beside a POSIX ACL that says the same; other file systems do not have them."""
 
 
-def walk(path: str | bytes) -> Node:
+def walk(path: str | bytes | os.PathLike[str]) -> Node:
     """The tree below the directory `path`; files' contents have their path.
 
     Raises:

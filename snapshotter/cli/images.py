@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
-from snapshotter.build.image import Converted, Options, Progress
+from snapshotter.build.image import Converted, Options
 from snapshotter.build.image import convert as convert_image
+from snapshotter.build.progress import Progress
 from snapshotter.build.push import push as push_image
 from snapshotter.cli.output import Reporter, reporter, size
 from snapshotter.cli.registries import config_option, registries

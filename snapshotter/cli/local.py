@@ -52,7 +52,13 @@ def build(rootfs: Path, image: str, compression: bool) -> None:
     if not rootfs.is_dir():
         raise NotFoundError(f"{rootfs} is not a directory: name the tree to build the image from")
     with reporter() as report:
-        built = build_layout(rootfs, store, tag, compress=compression, progress=report.advance)
+        built = build_layout(
+            rootfs,
+            store,
+            tag,
+            compress=compression,
+            report=lambda now: report.advance(f"reading {now.what}", now.done, now.total),
+        )
     print(f"puzzlefs image manifest digest: {built.verity.hex()}")
 
 
@@ -124,5 +130,8 @@ def extract(image: str, directory: Path) -> None:
     """
     store, tag = _layout(image)
     with open_image(store, tag, Platform.of_this_machine()) as opened, reporter() as report:
-        for line in extract_tree(opened.rootfs, opened.chunks, directory):
+        done = extract_tree(opened.rootfs, opened.chunks, directory)
+        for line in done.problems:
             report.step(line)
+        if done.problem_count > len(done.problems):
+            report.step(f"and {done.problem_count - len(done.problems)} more that could not be set")
