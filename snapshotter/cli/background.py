@@ -52,8 +52,10 @@ def _child(work: Callable[[Callable[[], None]], None], writing: int) -> int:
     try:
         work(ready)
     except BaseException as error:
-        tell(f"{exits.status(error)} {exits.one_line(error)}")
-        logging.getLogger(__name__).error("%s", exits.one_line(error))
+        if told:
+            logging.getLogger(__name__).error("%s", exits.one_line(error))
+        else:
+            tell(f"{exits.status(error)} {exits.one_line(error)}")
         return exits.status(error)
     tell(f"{exits.UNEXPECTED} it ended before it was ready")
     return 0
