@@ -98,17 +98,17 @@ class Supervisor:
         slot = self._choose(name)
         served = _Served(AddMount(name, str(metadata), label, store=source.to_json()), self._kernel.open_fuse())
         try:
-            with slot.lock:
-                self._running(slot).add(served.add, served.fd)
-                slot.mounts[name] = served
+            # Mounted first: a connection that belongs to no mount yet looks to its worker like one whose mount is gone (EPERM).
             self._kernel.mount(served.fd, mountpoint, "puzzlefs")
+            with slot.lock:
+                slot.mounts[name] = served
+                self._running(slot).add(served.add, served.fd)
             if not served.ready.wait(READY_TIMEOUT):
-                self._take_off(mountpoint)
                 raise UnavailableError(f"{label}: its mount did not answer within {READY_TIMEOUT:g} s")
             if served.refused is not None:
-                self._take_off(mountpoint)
                 raise UnsupportedError(f"{label}: {served.refused}")
         except BaseException:
+            self._take_off(mountpoint)
             self._drop(slot, name, served)
             raise
 
