@@ -31,13 +31,13 @@ format: venv
 	$(venv)/bin/ruff check --fix .
 	$(venv)/bin/ruff format .
 
-# the tiers that need nothing of the machine, in parallel
+# the tests that need nothing of the machine, in parallel
 unit: venv
-	$(pytest) -q -n 2 tests/unit tests/conformance
+	$(pytest) -q -n 2 -m 'not root' tests
 
-# the tiers with real mounts, containerd and a registry, one after the other: they share the machine's kernel
+# the tests with real mounts, containerd and a registry, one after the other: they share the machine's kernel
 system: packages venv image
-	$(pytest) tests/mount tests/system
+	$(pytest) -m root --durations=10 tests
 
 packages:
 	@PYTHON=$(PYTHON) scripts/packages
