@@ -8,6 +8,7 @@ downloaded; an ordinary layer of a mixed image is downloaded and unpacked as usu
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,11 +110,15 @@ def _store_documents(
     labels = {"containerd.io/gc.ref.content.config": to_text(config.digest)}
     for number, layer in enumerate(manifest["layers"]):
         labels[f"containerd.io/gc.ref.content.l.{number}"] = to_text(documents.descriptor_from_json(layer, what).digest)
-    containerd.write_content(descriptor, iter([data]), {**labels, **source})
     with store.open_blob(config) as stream:
         config_data = stream.read()
+    parsed = documents.parse_object(config_data, f"configuration of {what}")
+    if descriptor is target and "os" in parsed and "architecture" in parsed:
+        # no index says what this image is for
+        select([dataclasses.replace(target, platform=parsed)], platform, what)
+    containerd.write_content(descriptor, iter([data]), {**labels, **source})
     containerd.write_content(config, iter([config_data]), source)
-    return target, manifest, documents.parse_object(config_data, f"configuration of {what}")
+    return target, manifest, parsed
 
 
 def _diff_ids(config: Mapping[str, Any], layers: int, reference: Reference) -> Sequence[Digest]:
