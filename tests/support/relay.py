@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 
 _PIECE = 256 * 1024
 
@@ -22,11 +23,24 @@ class Relay:
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._sockets: set[socket.socket] = set()
+        self.port = 0
+        self._open()
+
+    def _open(self) -> None:
         self._closed = False
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port: int = self._listener.getsockname()[1]
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        self.port = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name="relay", daemon=True)
         self._acceptor.start()
+
+    @contextlib.contextmanager
+    def gone(self) -> Iterator[None]:
+        """Nobody reaches the upstream meanwhile: connections are cut, new ones are refused."""
+        self.close()
+        try:
+            yield
+        finally:
+            self._open()
 
     @property
     def address(self) -> str:

@@ -44,14 +44,17 @@ def base() -> Layer:
 
 
 def plain() -> list[bytes]:
-    """Two layers without surprises: a program, and data in files of several sizes (``data/NAME``)."""
+    """Layers without surprises: a program, data in files of several sizes (``data/NAME``), one more file (``more/file``)."""
     data = Layer()
     data.directory(b"data")
     data.file(b"data/hello", b"hello from a layer\n")
     data.file(b"data/first", noise(300_000, 1))
     data.file(b"data/second", noise(300_000, 2))
     data.file(b"data/zeros", bytes(1_000_000))
-    return [base().tar(), data.tar()]
+    more = Layer()
+    more.directory(b"more")
+    more.file(b"more/file", noise(300_000, 6))
+    return [base().tar(), data.tar(), more.tar()]
 
 
 def odd() -> list[bytes]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.support import samples
 from tests.support.containerd import Containerd
 from tests.support.dockerregistry import DockerRegistry
 from tests.support.images import Image, chain_id, write_image
-from tests.support.processes import run
+from tests.support.processes import CommandError, run
 from tests.support.relay import Relay
 from tests.support.snapshotter import Snapshotter, puzzlefs
 
@@ -31,10 +32,11 @@ class Published:
 
 
 class Server:
-    """The registry of the test session."""
+    """The registry of the test session. Everybody knows it by its relay's address only, so that no byte goes uncounted."""
 
     def __init__(self, directory: Path) -> None:
         self.registry = DockerRegistry(directory)
+        self.relay = Relay(self.registry.endpoint)
         self._made: dict[str, Published] = {}
 
     def publish(self, name: str, make: Callable[[Path], Image], directory: Path) -> Published:
@@ -49,11 +51,11 @@ class Server:
 
     def push(self, image: Image, reference: str) -> None:
         """Copy an ordinary image into the registry, as it is."""
-        run("skopeo", "copy", "--dest-tls-verify=false", image.reference, f"docker://{self.registry.address}/{reference}")
+        run("skopeo", "copy", "--dest-tls-verify=false", image.reference, f"docker://{self.relay.address}/{reference}")
 
     def convert(self, source: str, destination: str) -> None:
         """``puzzlefs convert`` within the registry."""
-        puzzlefs("convert", *(f"docker://{self.registry.address}/{reference}" for reference in (source, destination)))
+        puzzlefs("convert", *(f"docker://{self.relay.address}/{reference}" for reference in (source, destination)))
 
     def layers(self, reference: str) -> list[dict[str, object]]:
         """The layer descriptors of an image."""
@@ -70,7 +72,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine, as far as images are concerned. It reaches the registry through `relay`."""
+    """One machine, as far as images are concerned, and the relay behind which it has the registry."""
 
     directory: Path
     containerd: Containerd
@@ -87,6 +89,19 @@ class Node:
         puzzlefs("pull", reference, "-a", self.containerd.socket, "-n", self.containerd.namespace)
         return reference
 
+    def start_again(self) -> None:
+        """Start the snapshotter, and wait until containerd has noticed: it connects again after a pause of up to 3 s."""
+        self.snapshotter.start()
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                self.containerd.snapshots("puzzlefs")
+                return
+            except CommandError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
     def pull(self, name: str, snapshotter: str) -> str:
         """``ctr images pull`` of an ordinary image; returns the full reference."""
         reference = self.reference(name)
@@ -100,6 +115,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("registry")
     server = Server(directory)
     yield server
+    server.relay.close()
     server.registry.stop()
     shutil.rmtree(directory)
 
@@ -111,13 +127,11 @@ def node(server: Server) -> Iterator[Node]:
     directory = Path(tempfile.mkdtemp(prefix="n-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
-        relay = Relay(server.registry.endpoint)
-        stack.callback(relay.close)
-        snapshotter = Snapshotter(directory / "s", plain_http=[relay.address], read_timeout=5)
+        snapshotter = Snapshotter(directory / "s", plain_http=[server.relay.address], read_timeout=5)
         stack.callback(snapshotter.stop)
         containerd = Containerd(directory / "c", snapshotter.socket)
         stack.callback(containerd.stop)
-        yield Node(directory, containerd, snapshotter, relay)
+        yield Node(directory, containerd, snapshotter, server.relay)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_a_container_sees_the_same(node: Node, odd: Published) -> None:
         name: node.containerd.run(reference, "/bin/sh", "-c", script, snapshotter=name).text
         for name, reference in (("overlayfs", ordinary), ("puzzlefs", lazy))
     }
-    assert seen["overlayfs"].count("\n") > 150
+    assert seen["overlayfs"].count("\n") > 130
     assert seen["puzzlefs"] == seen["overlayfs"]
 
 
@@ -69,17 +69,21 @@ def test_ordinary_image_equals_overlayfs(node: Node, odd: Published) -> None:
 
 
 def test_hard_link_to_an_earlier_layer(node: Node, server: Server, tmp_path: Path) -> None:
-    """A layer may link to a file of a layer below: it then has that file too. containerd's own apply refuses such a layer."""
+    """A layer may link to a file of a layer below: both names are then one file, with the attributes of the link's own entry.
+
+    containerd's own apply refuses such a layer, so there is nothing to compare with.
+    """
     below, above = samples.base(), Layer()
     below.directory(b"a")
     below.file(b"a/target", samples.noise(100_000, 7), 0o640, owner=(3, 4), mtime=samples.EPOCH + 5, xattrs={"user.x": b"1"})
     above.directory(b"b")
-    above.hardlink(b"b/link", b"a/target")
+    above.hardlink(b"b/link", b"a/target", owner=(5, 6), mtime=samples.EPOCH + 9)
     image = write_image(tmp_path / "image", "v1", [below.tar(), above.tar()])
     server.push(image, "linked:ordinary")
     server.convert("linked:ordinary", "linked:puzzlefs")
     node.pull_lazily("linked:puzzlefs")
     seen = _committed(node, server.chain_id("linked:puzzlefs"), "puzzlefs")
-    target, link = seen[b"a/target"], seen[b"b/link"]
-    assert (link.mode, link.uid, link.gid, link.size, link.mtime_ns) == (target.mode, 3, 4, 100_000, samples.EPOCH + 5)
-    assert (link.xattrs, link.content) == (target.xattrs, target.content)
+    for name, other in ((b"a/target", b"b/link"), (b"b/link", b"a/target")):
+        assert (seen[name].mode, seen[name].uid, seen[name].gid, seen[name].mtime_ns) == (0o100644, 5, 6, samples.EPOCH + 9)
+        assert seen[name].content == trees.sha256(samples.noise(100_000, 7))
+        assert (seen[name].xattrs, seen[name].links, seen[name].twins) == ((("user.x", b"1"),), 2, (other,))

@@ -85,10 +85,12 @@ def test_corrupt_metadata(node: Node, server: Server, tmp_path: Path) -> None:
 def test_registry_gone(node: Node, plain: Published) -> None:
     """What was read stays readable; the rest fails within the deadline, and nothing hangs."""
     reference = node.pull_lazily(plain.lazy)
-    assert node.containerd.run(reference, "/bin/busybox", "md5sum", "/data/first", snapshotter="puzzlefs").text
-    node.relay.close()
-    script = "md5sum /data/first >/dev/null && echo local; cat /data/second >/dev/null || echo failed"
-    text = node.containerd.run(reference, "/bin/sh", "-c", script, snapshotter="puzzlefs", check=False, timeout=60).text
+    warm = "cat /bin/busybox /data/first >/dev/null && echo read"
+    assert node.containerd.run(reference, "/bin/sh", "-c", warm, snapshotter="puzzlefs").text == "read\n"
+    script = "cat /data/first >/dev/null && echo local; cat /more/file >/dev/null || echo failed"
+    with node.relay.gone():
+        text = node.containerd.run(reference, "/bin/sh", "-c", script, snapshotter="puzzlefs", check=False, timeout=60).text
     assert "local\n" in text
     assert "failed\n" in text
+    assert node.containerd.run(reference, "/bin/busybox", "md5sum", "/more/file", snapshotter="puzzlefs").text
     assert node.relay.address in node.snapshotter.log.read_text(), "the log names the host"
