@@ -1,0 +1,143 @@
+"""Cut points are pinned: a change here makes every stored image new data."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapshotter.build.chunk import UPSTREAM_CUTTING, CutChunk, Cutter, Cutting, assign
+from snapshotter.errors import InvalidError
+from snapshotter.format.digest import sha256
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "upstream"
+
+
+def noise(seed: str, size: int) -> bytes:
+    """As in tests/golden/upstream/trees.py."""
+    blocks = (hashlib.sha256(f"{seed}:{i}".encode()).digest() for i in range(-(-size // 32)))
+    return b"".join(blocks)[:size]
+
+
+def text(seed: str, size: int) -> bytes:
+    """As in tests/golden/upstream/trees.py."""
+    lines, length, i = [], 0, 0
+    while length < size:
+        line = f"{i:08d} {seed} {hashlib.sha256(f'{seed}/{i}'.encode()).hexdigest()[:6]} the same words again and again\n"
+        lines.append(line.encode())
+        length += len(line)
+        i += 1
+    return b"".join(lines)[:size]
+
+
+class Dripping:
+    """A reader that gives little at a time."""
+
+    def __init__(self, data: bytes, step: int) -> None:
+        self._data = io.BytesIO(data)
+        self._step = step
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        return self._data.readinto(buffer[: self._step])
+
+
+def lengths(data: bytes, cutting: Cutting) -> list[int]:
+    chunks = list(Cutter(cutting).cut(io.BytesIO(data)))
+    assert b"".join(chunks) == data
+    return [len(chunk) for chunk in chunks]
+
+
+def test_cut_points_of_noise() -> None:
+    data = noise("cut points", 1_000_000)
+    assert lengths(data, Cutting()) == POINTS_2020
+    assert lengths(data, Cutting(algorithm="2016")) == POINTS_2016
+
+
+POINTS_2020 = [76407, 20255, 51198, 83628, 59889, 18968, 106168, 88109, 78933, 96871, 79848, 77683, 108696, 41738, 11609]
+POINTS_2016 = [23991, 89270, 54338, 65101, 22332, 27639, 80104, 46777, 98355, 58881, 32619, 34158, 105862, 48257, 55186, 157130]
+
+
+def test_zeros_are_cut_at_the_maximum() -> None:
+    assert lengths(bytes(600 * 1024), Cutting()) == [262144, 262144, 600 * 1024 - 2 * 262144]
+
+
+def test_nothing_is_no_chunk() -> None:
+    assert lengths(b"", Cutting()) == []
+
+
+@pytest.mark.parametrize("algorithm", ["2020", "2016"])
+@pytest.mark.parametrize("step", [1000, 65536, 300_001])
+def test_cuts_do_not_depend_on_reads_and_windows(algorithm: str, step: int) -> None:
+    data = noise("window", 9_500_000)
+    cutting = Cutting(algorithm=algorithm)  # type: ignore[arg-type]
+    whole = [len(chunk) for chunk in Cutter(cutting).cut(io.BytesIO(data))]
+    assert [len(chunk) for chunk in Cutter(cutting).cut(Dripping(data, step))] == whole
+
+
+def test_a_cutter_cuts_one_stream_after_another() -> None:
+    cutter = Cutter(Cutting())
+    first = list(cutter.cut(io.BytesIO(noise("a", 500_000))))
+    list(cutter.cut(io.BytesIO(noise("b", 700_000))))
+    assert list(cutter.cut(io.BytesIO(noise("a", 500_000)))) == first
+
+
+def test_one_stream_is_cut_as_upstream_cuts_it() -> None:
+    """24.7 MB in 60 files: chunks, offsets and lengths as upstream's program wrote them."""
+    makers: list[Callable[[str, int], bytes]] = [noise, text, lambda seed, size: bytes(size)]
+    sizes = [0, 1, 4095, 4096, 16384, 65536, 262144, 262145, 1_000_003, 2_500_000]
+    files = sorted((f"/{i:02d}-{sizes[i % 10]}", makers[i % 3](f"stream {i}", sizes[i % 10])) for i in range(60))
+    stream = io.BytesIO(b"".join(data for _, data in files))
+    chunks = [CutChunk(sha256(raw), len(raw)) for raw in Cutter(UPSTREAM_CUTTING).cut(stream)]
+    parts = assign([len(data) for _, data in files], chunks)
+    found = [
+        [name, len(data), [[part.digest.hex(), part.offset, part.length] for part in of_file]]
+        for (name, data), of_file in zip(files, parts, strict=True)
+    ]
+    assert found == json.loads((GOLDEN / "large-stream" / "expect.json").read_text())["images"]["v0"]["files"]
+
+
+@given(st.lists(st.integers(0, 50), max_size=20), st.data())
+def test_assign_covers_every_file_in_order(sizes: list[int], data: st.DataObject) -> None:
+    stream = bytes(index % 251 for index in range(sum(sizes)))
+    chunks: dict[bytes, bytes] = {}
+    cut = []
+    start = 0
+    while start < len(stream):
+        length = data.draw(st.integers(1, len(stream) - start))
+        raw = start.to_bytes(4, "big") + stream[start : start + length]
+        chunks[sha256(raw)] = stream[start : start + length]
+        cut.append(CutChunk(sha256(raw), length))
+        start += length
+    files = assign(sizes, cut)
+    assert [sum(part.length for part in parts) for parts in files] == sizes
+    joined = b"".join(chunks[part.digest][part.offset : part.offset + part.length] for parts in files for part in parts)
+    assert joined == stream
+    assert all(part.length > 0 for parts in files for part in parts)
+
+
+@pytest.mark.parametrize(("sizes", "chunks"), [([5], [4]), ([4], [5]), ([], [1])])
+def test_assign_refuses_what_does_not_add_up(sizes: list[int], chunks: list[int]) -> None:
+    with pytest.raises(ValueError, match="end before"):
+        assign(sizes, [CutChunk(sha256(b""), length) for length in chunks])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"minimum": 100},
+        {"minimum": 70_000},
+        {"maximum": 1000},
+        {"maximum": 32 << 20},
+        {"algorithm": "2019"},
+        {"align": 0},
+    ],
+)
+def test_sizes_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidError):
+        Cutting(**wrong)  # type: ignore[arg-type]

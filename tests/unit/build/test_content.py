@@ -1,0 +1,174 @@
+"""The laws of building: the same tree is the same bytes, whatever it came from and in whatever order."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from snapshotter.build.chunk import Cutting
+from snapshotter.build.entries import from_rootfs, inodes, number
+from snapshotter.build.extract import extract
+from snapshotter.format.digest import sha256
+from snapshotter.format.model import Kind
+from snapshotter.format.verity import verity_digest
+from tests.support.builds import SMALL, Builder, at
+from tests.support.chunks import some_chunks
+from tests.support.images import Layer
+from tests.support.strategies import Item, reordered, tar_of, trees
+from tests.support.trees import differences, look
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "upstream"
+
+laws = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@laws
+@given(trees(), st.data())
+def test_the_order_of_a_tar_does_not_matter(items: list[Item], data: st.DataObject) -> None:
+    with Builder() as one, Builder() as other:
+        first = one.layer(one.tar(tar_of(items)))
+        second = other.layer(other.tar(tar_of(data.draw(reordered(items)))))
+        assert first == second
+
+
+@laws
+@given(trees())
+def test_the_message_says_what_the_tree_says(items: list[Item]) -> None:
+    with Builder() as builder:
+        tree = builder.tar(tar_of(items))
+        rootfs = builder.rootfs(tree)
+        assert builder.layer(from_rootfs(rootfs)) == builder.layer(tree)
+        for item in items:
+            if item.data:
+                assert builder.content(at(tree, item.path)) == item.data
+        assert {entry.digest for entry in rootfs.verities()} == set(builder.layer(tree).chunks)
+        for entry in rootfs.verities():
+            raw = builder.raw(entry.digest)
+            assert (sha256(raw), verity_digest(raw)) == (entry.digest, entry.verity)
+        rootfs.close()
+
+
+@pytest.mark.root
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(trees())
+def test_a_tar_and_the_directory_that_it_unpacks_to_are_the_same_layer(items: list[Item]) -> None:
+    with Builder() as one, Builder() as other, tempfile.TemporaryDirectory() as scratch:
+        from_tar = one.layer(one.tar(tar_of(items)))
+        rootfs = one.rootfs(one.tar(tar_of(items)))
+        done = extract(rootfs, one, scratch)
+        rootfs.close()
+        assert done.problems == []
+        assert other.layer(other.directory(Path(scratch))) == from_tar
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("style", ["gnu", "posix"])
+def test_gnu_tar_of_a_directory_is_the_same_layer_as_the_directory(tmp_path: Path, style: str) -> None:
+    """Upstream's golden tree: all types, hard links, xattrs, ACLs, modes, owners, names; and what is extracted is equal too."""
+    tree = tmp_path / "tree"
+    subprocess.run([sys.executable, GOLDEN / "basic" / "make-tree", tree], check=True)
+    for name in ("nodes/socket", "hard/pipe-2", "hard/sym-2"):  # tar knows no sockets, and links regular files only
+        (tree / name).unlink()
+    os.removexattr(tree / "xattrs" / "symlink", "trusted.on-a-symlink", follow_symlinks=False)
+    os.removexattr(tree / "xattrs" / "all", "trusted.two")
+    if style == "gnu":
+        for path in tree.rglob("*"):  # GNU's own format has neither xattrs nor parts of seconds
+            for key in os.listxattr(path, follow_symlinks=False):
+                os.removexattr(path, key, follow_symlinks=False)
+            os.utime(path, (1_700_000_000, 1_700_000_000), follow_symlinks=False)
+    os.utime(tree, (1, 1))
+    options = ["--xattrs", "--xattrs-include=*"] if style == "posix" else []
+    command = ["tar", "-C", tree, f"--format={style}", "--numeric-owner", *options, "-cf", "-", "."]
+    tar = subprocess.run(command, check=True, capture_output=True).stdout
+    with Builder(Cutting()) as one, Builder(Cutting()) as other:
+        built = one.tar(tar)
+        drop = {b"system.posix_acl_access", b"system.posix_acl_default"}
+        walked = other.directory(tree)
+        for _, node in [*number(walked).inodes, *number(built).inodes]:
+            node.xattrs = {key: value for key, value in node.xattrs.items() if key not in drop}
+        assert inodes(number(built)) == inodes(number(walked))
+
+
+@pytest.mark.root
+def test_walk_and_extract_are_inverse(tmp_path: Path) -> None:
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    subprocess.run([sys.executable, GOLDEN / "basic" / "make-tree", tree], check=True)
+    with Builder(Cutting()) as builder:
+        rootfs = builder.rootfs(builder.directory(tree))
+        done = extract(rootfs, builder, out)
+        rootfs.close()
+        assert done.problems == []
+    assert differences(look(os.fsencode(tree)), look(os.fsencode(out))) == []
+
+
+def test_without_times_a_message_is_shorter_and_has_none() -> None:
+    with Builder() as builder:
+        layer = Layer()
+        layer.file(b"f", b"x")
+        tree = builder.tar(layer.tar())
+        message = builder.layer(tree, times=False).message
+        assert message != builder.layer(tree).message
+
+
+def test_small_files_are_run_together_and_large_ones_start_a_chunk() -> None:
+    large = some_chunks(1, 1, SMALL.align or 0)[0]
+    layer = Layer()
+    layer.file(b"b", large)
+    layer.file(b"c", b"second")
+    layer.file(b"a", b"first")
+    with Builder() as builder:
+        tree = builder.tar(layer.tar())
+        contents = {name: at(tree, name).content for name in (b"a", b"b", b"c")}
+        first, alone, second = (contents[name].chunks for name in (b"a", b"b", b"c"))  # type: ignore[union-attr]
+        assert first is not None
+        assert second is not None
+        assert alone is not None
+        assert first[0].digest == second[0].digest == sha256(b"firstsecond")
+        assert (first[0].offset, second[0].offset, alone[0].offset) == (0, 5, 0)
+
+
+def test_equal_data_is_one_chunk() -> None:
+    data = some_chunks(2, 3, 3000)[1]
+    layer = Layer()
+    for name in (b"x", b"y"):
+        layer.file(name, data)
+    with Builder() as builder:
+        tree = builder.tar(layer.tar())
+        chunks = builder.layer(tree).chunks
+        assert len(chunks) == len(set(chunks)) == len(builder.spool.chunks)
+
+
+def test_no_temporary_file_has_a_name(tmp_path: Path) -> None:
+    layer = Layer()
+    layer.file(b"small", b"x" * 100)
+    layer.file(b"large", bytes(5_000_000))
+    with Builder(temporary=tmp_path) as builder:
+        builder.tar(layer.tar())
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_in_the_middle_ends_the_threads() -> None:
+    import threading
+
+    layer = Layer()
+    layer.file(b"large", bytes(3_000_000))
+    with Builder() as builder, pytest.raises(Exception, match="ends at byte"):
+        builder.tar(layer.tar()[:1_000_000])
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith(("layer-stream", "encode"))] == []
+
+
+def test_a_whiteout_is_part_of_the_message() -> None:
+    layer = Layer()
+    layer.whiteout(b"gone")
+    with Builder() as builder:
+        rootfs = builder.rootfs(builder.tar(layer.tar()))
+        number_of_it = rootfs.inode(1).entries[0].ino
+        assert rootfs.inode(number_of_it).kind is Kind.WHT
+        rootfs.close()
