@@ -20,8 +20,8 @@ class GenerateThenBuild(build_py):
         proto = HERE / "proto"
         include = Path(grpc_tools.__file__).parent / "_proto"
         sources = sorted(str(path.relative_to(proto)) for path in proto.rglob("*.proto"))
-        arguments = ["protoc", f"-I{proto}", f"-I{include}", f"--python_out={HERE}", f"--pyi_out={HERE}", f"--grpc_python_out={HERE}"]
-        if protoc.main(arguments + sources) != 0:
+        outputs = [f"--{kind}_out={HERE}" for kind in ("python", "pyi", "grpc_python")]
+        if protoc.main(["protoc", f"-I{proto}", f"-I{include}", *outputs, *sources]) != 0:
             raise SystemExit("protoc failed on proto/")
         super().run()
 

@@ -45,7 +45,7 @@ class ImageStore(Protocol):
         ...
 
     def open_blob(self, blob: Descriptor) -> BinaryIO:
-        """The whole blob as a stream. Size and digest are checked as it is read: the read that would reach a wrong end raises."""
+        """The whole blob as a stream. Size and digest are checked as it is read: the read that reaches a wrong end raises."""
         ...
 
     def read_range(self, digest: Digest, offset: int, length: int) -> bytes:

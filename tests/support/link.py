@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.support import tools
 from tests.support.processes import CommandError, run
+
+_NETNS = Path("/run/netns")
+"""Where ip keeps the namespaces that it names: a mount that the first of them brings with it."""
 
 
 class Link:
@@ -23,6 +28,7 @@ class Link:
         self.outside, self.inside = (str(ipaddress.IPv4Address(network + host)) for host in (1, 2))
         self.namespace = f"puzzlefs-{os.getpid()}"
         self._ours, self._theirs = f"pz{number}a", f"pz{number}b"
+        self._made_netns = not _NETNS.exists()
         try:
             run("ip", "netns", "add", self.namespace)
             run("ip", "link", "add", self._ours, "type", "veth", "peer", "name", self._theirs, "netns", self.namespace)
@@ -49,3 +55,7 @@ class Link:
         """Remove the link and the namespace."""
         run("ip", "link", "delete", self._ours, check=False)
         run("ip", "netns", "delete", self.namespace, check=False)
+        if self._made_netns and _NETNS.is_dir() and not any(_NETNS.iterdir()):
+            run("umount", _NETNS, check=False)
+            with contextlib.suppress(OSError):
+                _NETNS.rmdir()
