@@ -87,8 +87,6 @@ class _Extraction:
             place, ino = pending.pop()
             directories.append((place, ino))
             inode = self._rootfs.inode(ino)
-            if inode.kind is not Kind.DIR:
-                raise CorruptError("the metadata has no root directory")
             with self._opened(place) as fd:
                 for entry in inode.entries:
                     if entry.name in (b"", b".", b"..") or b"/" in entry.name or b"\0" in entry.name:

@@ -1,0 +1,108 @@
+"""A layer's blob is decompressed by what it is, not by what it is called."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import threading
+
+import pytest
+import zstandard
+
+from snapshotter.build.decompress import LayerStream
+from snapshotter.errors import CorruptError, UnavailableError
+from snapshotter.format.digest import sha256
+from tests.support.chunks import some_chunks
+
+DATA = b"".join(some_chunks(40, 5, 100_000))
+
+
+def read(blob: bytes) -> tuple[bytes, bytes]:
+    with LayerStream(io.BytesIO(blob), "layer x") as stream:
+        found = bytearray()
+        while block := stream.read(1 << 20):
+            found += block
+        assert stream.length == len(found)
+        return bytes(found), stream.digest()
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        DATA,
+        gzip.compress(DATA, 1),
+        gzip.compress(DATA[:1_000_000], 1) + gzip.compress(DATA[1_000_000:], 9),
+        gzip.compress(DATA, 1) + bytes(1000),
+        zstandard.compress(DATA, 1),
+        zstandard.compress(DATA[:7], 1) + zstandard.compress(DATA[7:], 1),
+    ],
+    ids=["plain", "gzip", "gzip of several members", "gzip with padding", "zstd", "zstd of several frames"],
+)
+def test_every_form_gives_the_same_bytes_and_digest(blob: bytes) -> None:
+    assert read(blob) == (DATA, sha256(DATA))
+
+
+@pytest.mark.parametrize("blob", [b"", b"x", b"\x1f"])
+def test_what_is_shorter_than_any_header_is_plain(blob: bytes) -> None:
+    assert read(blob)[0] == blob
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        gzip.compress(DATA, 1)[:-5],
+        gzip.compress(DATA, 1)[:1_000_000],
+        gzip.compress(DATA, 1)[:-8] + bytes(8),
+        gzip.compress(b"x") + b"garbage behind it",
+        b"\x1f\x8b" + b"\xff" * 100,
+        b"\x28\xb5\x2f\xfd" + b"\xff" * 100,
+    ],
+)
+def test_what_does_not_decompress_is_corrupt(blob: bytes) -> None:
+    with pytest.raises(CorruptError, match="layer x does not decompress"):
+        read(blob)
+
+
+def test_a_window_beyond_the_limit_is_refused() -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    blob = stream.compress(b"x" * 100) + stream.flush()
+    with pytest.raises(CorruptError, match="does not decompress"):
+        read(blob)
+
+
+def test_errors_of_the_store_come_through() -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise UnavailableError("the registry went away")
+
+    with LayerStream(Failing(), "x") as stream, pytest.raises(UnavailableError, match="went away"):
+        stream.read(1)
+
+
+def test_leaving_early_ends_the_thread_and_closes_the_blob() -> None:
+    blob = io.BytesIO(bytes(100 << 20))
+    before = threading.active_count()
+    with LayerStream(blob, "x") as stream:
+        stream.read(1)
+        with pytest.raises(ValueError, match="not been read to its end"):
+            stream.digest()
+    assert blob.closed
+    assert threading.active_count() == before
+
+
+def test_it_does_not_read_ahead_without_end() -> None:
+    taken = 0
+
+    def count(size: int) -> None:
+        nonlocal taken
+        taken += size
+
+    class Endless(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            return bytes(size)
+
+    with LayerStream(Endless(), "x", count) as stream:  # type: ignore[arg-type]
+        for _ in range(5):
+            stream.read(1)
+    assert taken < 40 << 20
