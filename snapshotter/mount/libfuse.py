@@ -94,7 +94,9 @@ class _Operations(pyfuse3.Operations):
                 try:
                     attributes = _entry(self._tree.entry_attributes(entry))
                 except (CorruptError, NotFoundError):
-                    attributes = _blank(entry.ino or wire.UNKNOWN_INO)  # without a type: the kernel lists the name and takes no inode from it
+                    attributes = _blank(
+                        entry.ino or wire.UNKNOWN_INO
+                    )  # without a type: the kernel lists the name and takes no inode from it
                 if not pyfuse3.readdir_reply(token, entry.name, attributes, index + 3):
                     return
 
@@ -130,7 +132,8 @@ class _Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """GETXATTR."""
         with self._errors(inode):
-            self._need_xattrs()
+            if not self._tree.answers_xattrs:
+                raise pyfuse3.FUSEError(errno.ENOSYS)
             value = self._tree.xattrs(inode).get(name)
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
@@ -139,12 +142,7 @@ class _Operations(pyfuse3.Operations):
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         """LISTXATTR."""
         with self._errors(inode):
-            self._need_xattrs()
             return list(self._tree.xattrs(inode))
-
-    def _need_xattrs(self) -> None:
-        if not self._tree.answers_xattrs:
-            raise pyfuse3.FUSEError(errno.ENOSYS)
 
 
 def _blank(ino: int) -> pyfuse3.EntryAttributes:

@@ -253,7 +253,7 @@ def _name(raw: memoryview, limit: int, request: Request, what: str) -> bytes:
 
 
 def parse_lookup(request: Request) -> bytes:
-    """The name that LOOKUP asks for; it may be longer than any name is, which is not the kernel's to refuse (since Linux 6.14)."""
+    """The name that LOOKUP asks for. Newer kernels pass on names that are longer than any name of a file may be."""
     return _name(request.body, _PATH_MAX, request, "LOOKUP")
 
 

@@ -14,7 +14,13 @@ CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 """``security.capability``: cap_net_bind_service, permitted and effective (struct vfs_cap_data)."""
 ACL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", tag, permissions, ident)
-    for tag, permissions, ident in [(1, 6, 0xFFFFFFFF), (2, 4, 1234), (4, 4, 0xFFFFFFFF), (16, 4, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF)]
+    for tag, permissions, ident in [
+        (1, 6, 0xFFFFFFFF),
+        (2, 4, 1234),
+        (4, 4, 0xFFFFFFFF),
+        (16, 4, 0xFFFFFFFF),
+        (32, 0, 0xFFFFFFFF),
+    ]
 )
 """``system.posix_acl_access``: rw for the owner, r for user 1234 and the group, nothing for others."""
 
@@ -51,7 +57,18 @@ def make_tree(root: Path) -> None:
 def _odd_names(directory: Path) -> None:
     base = os.fsencode(directory)
     os.mkdir(base)
-    for name in (b"new\nline", b"\xff\xfe not utf-8", b"n" * 255, b" ", b"-rf", b"*?[]", "ä日本".encode(), b"\\", b"...", b"a\tb"):
+    for name in (
+        b"new\nline",
+        b"\xff\xfe not utf-8",
+        b"n" * 255,
+        b" ",
+        b"-rf",
+        b"*?[]",
+        "ä日本".encode(),
+        b"\\",
+        b"...",
+        b"a\tb",
+    ):
         with open(base + b"/" + name, "wb") as file:
             file.write(name)
 
@@ -105,7 +122,9 @@ def _modes_and_times(directory: Path) -> None:
         path.touch()
         os.chown(path, 1000 + mode, 70_000)
         path.chmod(mode)
-    for number, nanoseconds in enumerate((0, 1, 999_999_999, 1_700_000_000_123_456_789, -1, -5_000_000_001, 4_102_444_800_000_000_007)):
+    for number, nanoseconds in enumerate(
+        (0, 1, 999_999_999, 1_700_000_000_123_456_789, -1, -5_000_000_001, 4_102_444_800_000_000_007)
+    ):
         path = directory / f"time {number}"
         path.touch()
         os.utime(path, ns=(nanoseconds, nanoseconds))

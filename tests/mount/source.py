@@ -5,6 +5,7 @@ It is written against the format alone, so that the engines are not tested throu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
@@ -145,10 +146,8 @@ class DirectoryStore:
         return self._directory / f"{digest.hex()}.wait"
 
     def _get(self, digest: Digest) -> bytes:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self._gate(digest).read_bytes()
-        except FileNotFoundError:
-            pass
         try:
             return (self._directory / digest.hex()).read_bytes()
         except FileNotFoundError:

@@ -122,7 +122,9 @@ def test_a_large_directory_is_listed_whole_and_once(mounted: Mounted) -> None:
 
 
 def test_directory_entries_have_types_and_dots(mounted: Mounted) -> None:
-    listed = subprocess.run(["ls", "-faiU", mounted.path / "special"], capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        ["ls", "-faiU", mounted.path / "special"], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert {".", ".."} <= set(listed[1::2])
     with os.scandir(mounted.path / "links") as entries:
         kinds = {entry.name: (entry.is_symlink(), entry.is_dir(follow_symlinks=False)) for entry in entries}
@@ -190,12 +192,12 @@ def test_statfs(mounted: Mounted, source: Path) -> None:
 def test_everything_that_writes_is_refused(mounted: Mounted) -> None:
     path = mounted.path
     attempts = [
-        lambda: (path / "new").touch(),
+        (path / "new").touch,
         lambda: open(path / "text", "r+b").close(),
-        lambda: (path / "text").unlink(),
+        (path / "text").unlink,
         lambda: (path / "text").rename(path / "other"),
-        lambda: (path / "new").mkdir(),
-        lambda: (path / "no entries").rmdir(),
+        (path / "new").mkdir,
+        (path / "no entries").rmdir,
         lambda: os.link(path / "text", path / "other"),
         lambda: os.symlink("x", path / "other"),
         lambda: os.mkfifo(path / "other"),

@@ -77,7 +77,9 @@ def stacked(engine: Engine, layers: tuple[Path, Path], tmp_path: Path) -> Iterat
 
 def test_whiteouts_and_opaque_directories(stacked: Path, layers: tuple[Path, Path], tmp_path: Path) -> None:
     with overlay(tmp_path / "native", list(layers)) as native:
-        assert differences(look(os.fsencode(native)), look(os.fsencode(stacked))) == []
+        expected, found = look(os.fsencode(native)), look(os.fsencode(stacked))
+    del expected[b"."], found[b"."]  # the upper directories, made at different times
+    assert differences(expected, found) == []
     assert sorted(os.listdir(stacked)) == ["file", "kept", "merged", "opaque"]
     assert os.listdir(stacked / "opaque") == ["above"]
     assert sorted(os.listdir(stacked / "merged")) == ["above", "below"]
