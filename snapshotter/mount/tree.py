@@ -48,6 +48,9 @@ CACHE_WEIGHT = 1 << 16
 BATCH_CHUNKS = 32
 """Chunks asked for at once. A 1 MiB read of 64 KiB chunks takes 17; a hostile file could ask for a million of 16 MiB."""
 
+_DEPTH_MAX = 4096
+"""Directories above one another beyond which a path is taken for a cycle: no path in Linux is longer."""
+
 _TYPES = {
     Kind.FIFO: stat.S_IFIFO,
     Kind.CHR: stat.S_IFCHR,
@@ -273,10 +276,10 @@ class Tree:
         parents = self._known_parents()
         parts: list[bytes] = []
         child = ino
-        while child != ROOT_INO and len(parts) < 1000:
+        while child != ROOT_INO:
             parent = parents.get(child)
             name = None if parent is None else self._name_in(parent, child)
-            if parent is None or name is None:
+            if parent is None or name is None or len(parts) == _DEPTH_MAX:
                 return b"inode %d" % ino
             parts.append(name)
             child = parent

@@ -117,8 +117,9 @@ def parse_event(message: Message) -> Event:
 
 
 def error_message(seq: object, error: Exception) -> Message:
-    """The answer to a request that failed."""
-    return {"re": seq, "error": str(error)[:4096], "type": type(error).__name__}
+    """The answer to a request that failed, under the category of its error."""
+    category = next((kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__), type(error))
+    return {"re": seq, "error": str(error)[:4096], "type": category.__name__}
 
 
 def parse_error(message: Message) -> PuzzlefsError:

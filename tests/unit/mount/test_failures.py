@@ -1,0 +1,38 @@
+"""Reports of failures: with a path, and not too many."""
+
+from __future__ import annotations
+
+from snapshotter.errors import CorruptError
+from snapshotter.format import codec
+from snapshotter.format.model import DirEntry, Inode, Kind, RootfsContent
+from snapshotter.format.rootfs import Rootfs
+from snapshotter.mount.failures import REPORTS_PER_SECOND, FailureReport, FailureReporter
+from snapshotter.mount.session import Failure
+from snapshotter.mount.tree import Tree
+
+INODES = [Inode(1, Kind.DIR, entries=[DirEntry(2, b"caf\xe9")]), Inode(2, Kind.FILE)]
+
+
+def test_a_report_names_what_failed() -> None:
+    reports: list[FailureReport] = []
+    reporter = FailureReporter(reports.append)
+    reporter.report(
+        "layer", Tree(Rootfs.open(codec.encode(RootfsContent([INODES])))), Failure(2, 3, 4, CorruptError("bad chunk"))
+    )
+    reporter.close()
+    assert reports == [FailureReport("layer", "/caf\\xe9", 2, 3, 4, "bad chunk", "CorruptError", 0)]
+
+
+def test_a_flood_is_counted_instead() -> None:
+    now = 0.0
+    reports: list[FailureReport] = []
+    reporter = FailureReporter(reports.append, lambda: now)
+    tree = Tree(Rootfs.open(codec.encode(RootfsContent([INODES]))))
+    for _ in range(REPORTS_PER_SECOND + 7):
+        reporter.report("a", tree, Failure(2, 0, 1, CorruptError("x")))
+    reporter.report("b", tree, Failure(2, 0, 1, CorruptError("x")))
+    now = 1.5
+    reporter.report("a", tree, Failure(2, 0, 1, CorruptError("x")))
+    reporter.close()
+    assert [report.mount for report in reports] == ["a"] * REPORTS_PER_SECOND + ["b", "a"]
+    assert reports[-1].suppressed == 7

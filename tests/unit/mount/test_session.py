@@ -1,0 +1,236 @@
+"""The native engine without a kernel: requests in, replies out, whatever the bytes are."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapshotter.errors import UnavailableError
+from snapshotter.format import codec
+from snapshotter.format.digest import sha256
+from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
+from snapshotter.format.rootfs import Rootfs
+from snapshotter.mount import wire
+from snapshotter.mount.session import Failure, ReadJob, Session
+from snapshotter.mount.tree import Tree
+from snapshotter.mount.wire import InitFlag, Negotiated, Opcode
+from tests.support.chunks import StubStore
+
+RAW = b"content of the file"
+READ_BODY = struct.Struct("<QQIIQII")
+INIT_BODY = struct.pack("<IIIII44x", 7, 45, 131072, int(wire.WANTED | InitFlag.POSIX_ACL) & 0xFFFFFFFF, 1 << 7)
+
+
+def make_session(*, xattrs: bool = True) -> tuple[Session, StubStore, list[Failure]]:
+    """A session over a small tree: 2 ``file``, 3 ``link``, 4 missing, 5 ``dir``."""
+    names = [(5, b"dir"), (2, b"file"), (3, b"link"), (4, b"missing")]
+    inodes = [
+        Inode(1, Kind.DIR, entries=[DirEntry(ino, name) for ino, name in names]),
+        Inode(
+            2,
+            Kind.FILE,
+            0o644,
+            chunks=[FileChunk(sha256(RAW), 0, len(RAW))],
+            xattrs=[Xattr(b"user.a", b"one"), Xattr(b"user.b", b"")] if xattrs else [],
+        ),
+        Inode(3, Kind.LNK, 0o777, target=b"file"),
+        Inode(5, Kind.DIR),
+    ]
+    store = StubStore([RAW])
+    failures: list[Failure] = []
+    tree = Tree(Rootfs.open(codec.encode(RootfsContent([inodes]))))
+    return Session(tree, store, failures.append, Negotiated(41, 0, 0)), store, failures
+
+
+SESSION, _, _ = make_session()
+
+
+def ask(session: Session, opcode: int, body: bytes = b"", nodeid: int = 1) -> tuple[int, bytes]:
+    """The errno (positive, 0 for none) and payload of the answer to a request."""
+    header = wire.IN_HEADER.pack(40 + len(body), opcode, 77, nodeid, 0, 0, 0, 0, 0)
+    answer = session.handle(memoryview(header + body))
+    if isinstance(answer, ReadJob):
+        answer = session.read(answer)
+    assert answer is not None
+    return reply(b"".join(answer))
+
+
+def reply(data: bytes) -> tuple[int, bytes]:
+    """A reply taken apart; its header must be right."""
+    length, error, unique = wire.OUT_HEADER.unpack_from(data)
+    assert length == len(data)
+    assert unique == 77
+    assert error <= 0
+    assert error == 0 or length == 16
+    return -error, data[16:]
+
+
+def read_body(offset: int, size: int) -> bytes:
+    return READ_BODY.pack(0, offset, size, 0, 0, 0, 0)
+
+
+def test_lookup_found_absent_and_broken() -> None:
+    session, _, failures = make_session()
+    error, entry = ask(session, Opcode.LOOKUP, b"file\0")
+    assert (error, wire.ENTRY.unpack_from(entry)[:4]) == (0, (2, 0, wire.FOREVER, wire.FOREVER))
+    assert ask(session, Opcode.LOOKUP, b"absent\0") == (0, wire.NEGATIVE_ENTRY)
+    assert failures == []
+    assert ask(session, Opcode.LOOKUP, b"missing\0") == (errno.EIO, b"")
+    assert [failure.ino for failure in failures] == [1]
+    assert ask(session, Opcode.LOOKUP, b"n" * 256 + b"\0")[0] == errno.ENAMETOOLONG
+
+
+def test_attributes_links_and_statfs() -> None:
+    session, _, _ = make_session()
+    error, attr_out = ask(session, Opcode.GETATTR, bytes(16), nodeid=2)
+    assert (error, attr_out[16:]) == (0, wire.pack_attr(2, 0o100644, 1, 0, 0, len(RAW), 1, 0, 0, 4096))
+    assert ask(session, Opcode.READLINK, nodeid=3) == (0, b"file")
+    assert ask(session, Opcode.STATFS) == (0, wire.pack_statfs_out(1, 4, 4096))
+    assert ask(session, Opcode.GETATTR, bytes(16), nodeid=99)[0] == errno.ENOENT
+
+
+def test_reads() -> None:
+    session, _, failures = make_session()
+    assert ask(session, Opcode.READ, read_body(0, 4096), nodeid=2) == (0, RAW)
+    assert ask(session, Opcode.READ, read_body(8, 2), nodeid=2) == (0, RAW[8:10])
+    assert ask(session, Opcode.READ, read_body(2**64 - 1, 2**32 - 1), nodeid=2) == (0, b"")
+    assert failures == []
+    assert ask(session, Opcode.READ, read_body(0, 10), nodeid=1)[0] == errno.EIO
+    assert ask(session, Opcode.READ, read_body(0, 10), nodeid=99)[0] == errno.EIO
+    assert len(failures) == 2
+
+
+def test_a_read_that_fails_is_eio_and_reported() -> None:
+    session, store, failures = make_session()
+    store.failures = [UnavailableError("registry.example does not answer")]
+    assert ask(session, Opcode.READ, read_body(3, 10), nodeid=2)[0] == errno.EIO
+    store.chunks.clear()
+    assert ask(session, Opcode.READ, read_body(3, 10), nodeid=2)[0] == errno.EIO
+    assert [failure[:3] for failure in failures] == [(2, 3, 10)] * 2
+
+
+def listing(session: Session, opcode: int, size: int) -> list[bytes]:
+    """All names of the root, read in steps of `size` bytes."""
+    prefix = 128 if opcode == Opcode.READDIRPLUS else 0
+    names: list[bytes] = []
+    cookie = 0
+    while True:
+        error, data = ask(session, opcode, read_body(cookie, size))
+        assert error == 0
+        if not data:
+            return names
+        at = 0
+        while at < len(data):
+            _, cookie, length, _ = struct.unpack_from("<QQII", data, at + prefix)
+            names.append(data[at + prefix + 24 : at + prefix + 24 + length])
+            at += -(-(prefix + 24 + length) // 8) * 8
+
+
+@pytest.mark.parametrize("opcode", [Opcode.READDIR, Opcode.READDIRPLUS])
+@pytest.mark.parametrize("size", [160, 200, 4096])
+def test_directories_are_read_in_steps(opcode: Opcode, size: int) -> None:
+    session, _, _ = make_session()
+    assert listing(session, opcode, size) == [b".", b"..", b"dir", b"file", b"link", b"missing"]
+
+
+def test_readdirplus_gives_no_inode_where_there_is_none() -> None:
+    session, _, _ = make_session()
+    _, data = ask(session, Opcode.READDIRPLUS, read_body(5, 4096))
+    assert data[:128] == wire.NO_ENTRY
+    assert b"missing" in data
+
+
+def test_xattrs() -> None:
+    session, _, _ = make_session()
+    size = struct.Struct("<II").pack
+    assert ask(session, Opcode.LISTXATTR, size(0, 0), nodeid=2) == (0, size(14, 0))
+    assert ask(session, Opcode.LISTXATTR, size(14, 0), nodeid=2) == (0, b"user.a\0user.b\0")
+    assert ask(session, Opcode.LISTXATTR, size(13, 0), nodeid=2)[0] == errno.ERANGE
+    assert ask(session, Opcode.GETXATTR, size(0, 0) + b"user.a\0", nodeid=2) == (0, size(3, 0))
+    assert ask(session, Opcode.GETXATTR, size(3, 0) + b"user.a\0", nodeid=2) == (0, b"one")
+    assert ask(session, Opcode.GETXATTR, size(2, 0) + b"user.a\0", nodeid=2)[0] == errno.ERANGE
+    assert ask(session, Opcode.GETXATTR, size(3, 0) + b"user.b\0", nodeid=2) == (0, b"")
+    assert ask(session, Opcode.GETXATTR, size(3, 0) + b"user.c\0", nodeid=2)[0] == errno.ENODATA
+
+
+def test_a_layer_without_xattrs_is_asked_for_one_once() -> None:
+    session, _, _ = make_session(xattrs=False)
+    assert ask(session, Opcode.GETXATTR, struct.pack("<II", 0, 0) + b"user.a\0", nodeid=2)[0] == errno.ENOSYS
+    assert ask(session, Opcode.LISTXATTR, struct.pack("<II", 9, 0), nodeid=2) == (0, b"")
+
+
+def test_opens_cost_one_message_for_good() -> None:
+    session, _, _ = make_session()
+    for opcode in (Opcode.OPEN, Opcode.OPENDIR, Opcode.FLUSH, Opcode.STATX, Opcode.LSEEK, Opcode.ACCESS, 9999):
+        assert ask(session, opcode, bytes(64), nodeid=2)[0] == errno.ENOSYS
+
+
+@pytest.mark.parametrize("opcode", sorted(wire.WRITING))
+def test_nothing_is_written(opcode: Opcode) -> None:
+    session, _, failures = make_session()
+    assert ask(session, opcode, bytes(64), nodeid=2)[0] == errno.EROFS
+    assert failures == []
+
+
+@pytest.mark.parametrize("opcode", sorted(wire.NO_REPLY))
+def test_what_wants_no_reply_gets_none(opcode: Opcode) -> None:
+    session, _, _ = make_session()
+    header = wire.IN_HEADER.pack(48, opcode, 77, 1, 0, 0, 0, 0, 0)
+    assert session.handle(memoryview(header + bytes(8))) is None
+
+
+def test_init() -> None:
+    session, _, _ = make_session()
+    session.negotiated = None
+    error, _ = ask(session, Opcode.INIT, INIT_BODY)
+    assert error == 0
+    assert session.negotiated is not None
+    agreed = Negotiated(*session.negotiated)
+    assert (agreed.minor, agreed.can_resend) == (41, True)
+    assert agreed.flags & InitFlag.POSIX_ACL
+
+
+def test_a_newer_major_version_is_answered_with_ours() -> None:
+    session, _, _ = make_session()
+    session.negotiated = None
+    assert ask(session, Opcode.INIT, struct.pack("<IIII", 8, 0, 0, 0)) == (0, struct.pack("<II", 7, 41))
+    assert session.negotiated is None
+
+
+def test_an_old_kernel_is_refused_with_a_reason() -> None:
+    session, _, failures = make_session()
+    session.negotiated = None
+    assert ask(session, Opcode.INIT, struct.pack("<IIII", 7, 30, 0, 0))[0] != 0
+    assert "Linux 5.4" in str(session.refused)
+    assert len(failures) == 1
+
+
+@given(
+    opcode=st.one_of(st.sampled_from(list(Opcode)), st.integers(0, 2**32 - 1)),
+    nodeid=st.one_of(st.integers(0, 6), st.integers(0, 2**64 - 1)),
+    body=st.one_of(
+        st.binary(max_size=100),
+        st.builds(read_body, st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)),
+        st.binary(max_size=20).map(lambda name: bytes(8) + name + b"\0"),
+    ),
+)
+def test_any_request_gets_an_answer(opcode: int, nodeid: int, body: bytes) -> None:
+    header = wire.IN_HEADER.pack(40 + len(body), opcode, 77, nodeid, 0, 0, 0, 0, 0)
+    answer = SESSION.handle(memoryview(header + body))
+    if isinstance(answer, ReadJob):
+        SESSION.is_near(answer)
+        answer = SESSION.read(answer)
+    if answer is None:
+        assert opcode in wire.NO_REPLY
+    else:
+        reply(b"".join(answer))
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_survived(data: bytes) -> None:
+    answer = SESSION.handle(memoryview(data))
+    assert answer is None or isinstance(answer, ReadJob | list)

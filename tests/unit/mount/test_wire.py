@@ -1,0 +1,153 @@
+"""FUSE's wire protocol: sizes as in linux/fuse.h, requests taken apart, versions agreed on, nothing read beyond a bound."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapshotter.errors import UnsupportedError
+from snapshotter.mount import wire
+from snapshotter.mount.wire import InitFlag, InitIn, Opcode
+
+KERNEL_FLAGS = int(wire.WANTED | InitFlag.POSIX_ACL | InitFlag.HAS_RESEND)
+
+
+def request(opcode: int, body: bytes = b"", *, nodeid: int = 1, unique: int = 2, extensions: bytes = b"") -> memoryview:
+    """A request as the kernel writes it."""
+    header = wire.IN_HEADER.pack(40 + len(body) + len(extensions), opcode, unique, nodeid, 0, 0, 0, len(extensions) // 8, 0)
+    return memoryview(header + body + extensions)
+
+
+def parsed(opcode: int, body: bytes) -> wire.Request:
+    return wire.parse_request(request(opcode, body))
+
+
+def test_sizes_are_the_kernels() -> None:
+    assert (wire.IN_HEADER.size, wire.OUT_HEADER.size, wire.ATTR.size, wire.ENTRY.size) == (40, 16, 88, 40)
+    assert len(wire.NEGATIVE_ENTRY) == len(wire.NO_ENTRY) == 128
+    assert len(wire.pack_init(wire.Negotiated(31, 0, 0))) == 64
+    assert len(wire.pack_statfs_out(1, 1, 4096)) == 80
+    assert len(wire.pack_attr_out(bytes(88))) == 104
+
+
+def test_extensions_are_cut_off() -> None:
+    taken = wire.parse_request(request(Opcode.LOOKUP, b"name\0", extensions=bytes(16)))
+    assert taken == (Opcode.LOOKUP, 2, 1, b"name\0")
+
+
+@pytest.mark.parametrize("length", [0, 15, 16, 39])
+def test_a_short_header_is_refused(length: int) -> None:
+    with pytest.raises(wire.MalformedRequestError) as caught:
+        wire.parse_request(request(Opcode.GETATTR)[:length])
+    assert caught.value.unique == (None if length < 16 else 2)
+
+
+@pytest.mark.parametrize(("declared", "extensions"), [(39, 0), (41, 0), (2**32 - 1, 0), (40, 1), (40, 65535)])
+def test_lengths_that_contradict_are_refused(declared: int, extensions: int) -> None:
+    data = wire.IN_HEADER.pack(declared, Opcode.GETATTR, 2, 1, 0, 0, 0, extensions, 0)
+    with pytest.raises(wire.MalformedRequestError):
+        wire.parse_request(memoryview(data))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_request_or_refused(data: bytes) -> None:
+    try:
+        taken = wire.parse_request(memoryview(data))
+    except wire.MalformedRequestError:
+        return
+    assert len(taken.body) <= len(data) - 40
+
+
+@given(
+    st.sampled_from([wire.parse_lookup, wire.parse_read, wire.parse_getxattr, wire.parse_listxattr, wire.parse_init]),
+    st.binary(),
+)
+def test_any_body_is_taken_or_refused(parse: object, body: bytes) -> None:
+    assert callable(parse)
+    with contextlib.suppress(wire.MalformedRequestError):
+        parse(parsed(Opcode.LOOKUP, body))
+
+
+def test_names() -> None:
+    assert wire.parse_lookup(parsed(Opcode.LOOKUP, b"n" * 255 + b"\0")) == b"n" * 255
+    for body in (b"", b"\0", b"no end", b"a\0b\0", b"n" * 5000 + b"\0"):
+        with pytest.raises(wire.MalformedRequestError):
+            wire.parse_lookup(parsed(Opcode.LOOKUP, body))
+    assert wire.parse_getxattr(parsed(Opcode.GETXATTR, struct.pack("<II", 7, 0) + b"user.x\0")) == (7, b"user.x")
+    with pytest.raises(wire.MalformedRequestError):
+        wire.parse_getxattr(parsed(Opcode.GETXATTR, struct.pack("<II", 7, 0) + b"x" * 256 + b"\0"))
+
+
+def test_absurd_sizes_of_reads_are_cut() -> None:
+    body = struct.pack("<QQIIQII", 0, 2**64 - 1, 2**32 - 1, 0, 0, 0, 0)
+    assert wire.parse_read(parsed(Opcode.READ, body)) == (2**64 - 1, wire.READ_MAX)
+
+
+def test_init_of_old_and_new_kernels() -> None:
+    old = struct.pack("<IIII", 7, 31, 131072, 0xFF)
+    new = struct.pack("<IIIII44x", 7, 45, 131072, 1 << 30, 1 << 7)
+    assert wire.parse_init(parsed(Opcode.INIT, old)) == InitIn(7, 31, 131072, 0xFF)
+    assert wire.parse_init(parsed(Opcode.INIT, new)).flags == InitFlag.INIT_EXT | InitFlag.HAS_RESEND
+
+
+def test_versions() -> None:
+    assert wire.negotiate(InitIn(7, 31, 0, KERNEL_FLAGS), acls=False).minor == 31
+    assert wire.negotiate(InitIn(7, 99, 0, KERNEL_FLAGS), acls=False).minor == wire.MINOR
+    for kernel in (InitIn(7, 30, 0, KERNEL_FLAGS), InitIn(6, 50, 0, KERNEL_FLAGS)):
+        with pytest.raises(UnsupportedError, match=r"Linux 5\.4"):
+            wire.negotiate(kernel, acls=False)
+    with pytest.raises(UnsupportedError, match="zero-message"):
+        wire.negotiate(InitIn(7, 40, 0, KERNEL_FLAGS & ~InitFlag.NO_OPEN_SUPPORT), acls=False)
+
+
+@given(st.integers(0, 2**64 - 1), st.booleans())
+def test_only_what_the_kernel_offers_is_asked_for(flags: int, acls: bool) -> None:
+    offered = flags | wire.NEEDED
+    agreed = wire.negotiate(InitIn(7, 38, 0, offered), acls=acls)
+    assert agreed.flags & ~offered == 0
+    assert bool(agreed.flags & InitFlag.POSIX_ACL) == (acls and bool(offered & InitFlag.POSIX_ACL))
+    assert agreed.can_resend == bool(offered & InitFlag.HAS_RESEND)
+
+
+def test_replies() -> None:
+    assert wire.pack_header(5, 100) == struct.pack("<IiQ", 116, 0, 5)
+    assert wire.pack_header(5, 0, 2) == struct.pack("<IiQ", 16, -2, 5)
+    assert wire.pack_resend() == struct.pack("<IiQ", 16, 7, 0)
+    init = struct.unpack_from("<IIIIHHIIHHI", wire.pack_init(wire.Negotiated(41, (1 << 22) | (1 << 39), 0)))
+    assert init == (7, 41, 1 << 20, 1 << 22, 64, 48, 4096, 1, 256, 0, 1 << 7)
+
+
+@pytest.mark.parametrize("mtime_ns", [0, 1, -1, 1_700_000_000_123_456_789, -(2**63) * 10**9, (2**63 - 1) * 10**9 + 999_999_999])
+def test_times_before_1970_and_far_away(mtime_ns: int) -> None:
+    attr = wire.ATTR.unpack(wire.pack_attr(9, 0o100644, 1, 2, 3, 513, 2, 4, mtime_ns, 4096))
+    assert attr[:3] == (9, 513, 2)
+    assert [seconds * 10**9 + nsec for seconds, nsec in zip(attr[3:6], attr[6:9], strict=True)] == [mtime_ns] * 3
+    assert all(0 <= nsec < 10**9 for nsec in attr[6:9])
+    assert attr[9:] == (0o100644, 1, 2, 3, 4, 4096, 0)
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=255), max_size=30),
+    st.sampled_from([b"", wire.NO_ENTRY]),
+    st.integers(0, 5000),
+)
+def test_directory_records_come_back_whole_and_in_order(names: list[bytes], prefix: bytes, size: int) -> None:
+    records = [(prefix, index + 10, index + 1, 0o100644, name) for index, name in enumerate(names)]
+    packed = wire.pack_dirents(records, size)
+    assert len(packed) <= size
+    found = []
+    at = 0
+    while at < len(packed):
+        ino, cookie, length, kind = struct.unpack_from("<QQII", packed, at + len(prefix))
+        start = at + len(prefix) + 24
+        found.append((prefix, ino, cookie, 0o100644, packed[start : start + length]))
+        assert kind == 8
+        at += -(-(len(prefix) + 24 + length) // 8) * 8
+    assert at == len(packed)
+    assert found == records[: len(found)]
+    if len(found) < len(records):
+        assert len(packed) + len(prefix) + 24 + len(names[len(found)]) + 7 >= size
