@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tools import MissingToolError
+
 HERE = Path(__file__).parent
 MODULE = HERE / "snapshotter"
 REDIRECT = Path("/sys/module/overlay/parameters/redirect_dir")
@@ -28,9 +30,14 @@ pytestmark = pytest.mark.root
 
 
 def go() -> str:
-    """The Go compiler, which need not be in the PATH."""
+    """The Go compiler, which need not be in the PATH.
+
+    Raises:
+        MissingToolError: there is none.
+    """
     found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    assert found is not None, "install Go 1.25 or later"
+    if found is None:
+        raise MissingToolError("go is missing: install Go 1.25 or later (Debian 12 has none); its modules come from a Go module proxy")
     return found
 
 
