@@ -30,6 +30,8 @@ from tests.support.tools import MissingToolError
 
 COMMAND = ("python3", "-c", "import numpy; print(numpy.__version__)")
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -49,8 +51,8 @@ def main() -> int:
     parser.add_argument("--link", metavar="RATE", help="put the registry behind a link of this rate, as tc writes it: 200mbit")
     arguments = parser.parse_args()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    for number in _ENDING:
+        signal.signal(number, _end)
     try:
         with contextlib.ExitStack() as stack:
             results, link = _demonstrate(stack, console, arguments.link)
@@ -62,6 +64,15 @@ def main() -> int:
         return 130
     _print(console, results, link)
     return 0
+
+
+def _end(number: int, _: object) -> None:
+    """Leave by an exception, so that everything is cleaned up, and let no second signal disturb that."""
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 def _demonstrate(stack: contextlib.ExitStack, console: Console, rate: str | None) -> tuple[list[Result], str]:

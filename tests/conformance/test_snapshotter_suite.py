@@ -37,7 +37,9 @@ def go() -> str:
     """
     found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if found is None:
-        raise MissingToolError("go is missing: install Go 1.25 or later (Debian 12 has none); its modules come from a Go module proxy")
+        raise MissingToolError(
+            "go is missing: install Go 1.25 or later (Debian 12 has none); its modules come from a Go module proxy"
+        )
     return found
 
 
