@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
@@ -22,7 +22,7 @@ from snapshotter.build.spool import ChunkSpool
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format.compression import decode_seekable
 from snapshotter.format.digest import Digest, to_text
-from snapshotter.format.model import CHUNK_MAX, FileChunk, Inode
+from snapshotter.format.model import CHUNK_MAX, FileChunk
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore
@@ -80,8 +80,7 @@ def push(
         spool = ChunkSpool(known.has, chosen.level, chosen.temporary)
         stack.callback(spool.close)
         encoder = stack.enter_context(ParallelEncoder(spool.encode, spool.take, chosen.workers))
-        inodes = list(rootfs.inodes())
-        renamed = _read_chunks(layout, inodes, encoder, what, report)
+        renamed = _read_chunks(layout, _wanted(layout, rootfs), encoder, what, report)
         built = _layer(message, rootfs, renamed, spool.verity)
         publisher = Publisher(destination, known, spool, report, source=destination_name, temporary=chosen.temporary)
         manifest = publisher.publish([seal(built)], _config(descriptor), {})
@@ -111,9 +110,23 @@ def _message(layout: Layout, descriptor: Descriptor, data: bytes, what: str) -> 
     return message
 
 
-def _read_chunks(layout: Layout, inodes: Iterable[Inode], encoder: ParallelEncoder, what: str, report: Report) -> _Renamed:
-    """Encode the chunks of the files in walk order; what each one is now."""
-    wanted = dict.fromkeys((chunk.digest, chunk.compressed) for inode in inodes for chunk in inode.chunks)
+def _wanted(layout: Layout, rootfs: Rootfs) -> Sequence[tuple[Digest, bool]]:
+    """The chunks to read, in walk order.
+
+    Upstream's delta images list the fs-verity digests of older layers' chunks that no file needs any more. Where the message
+    stays as it is these chunks come along, so that whoever goes through its list finds every one.
+    """
+    needed = dict.fromkeys((chunk.digest, chunk.compressed) for inode in rootfs.inodes() for chunk in inode.chunks)
+    if any(compressed for _, compressed in needed):
+        return list(needed)
+    rest = [(entry.digest, False) for entry in rootfs.verities() if (entry.digest, False) not in needed]
+    return [*needed, *(rest if all(layout.blob_size(digest) is not None for digest, _ in rest) else ())]
+
+
+def _read_chunks(
+    layout: Layout, wanted: Sequence[tuple[Digest, bool]], encoder: ParallelEncoder, what: str, report: Report
+) -> _Renamed:
+    """Encode the chunks `wanted`; what each one is now."""
     runs: list[tuple[tuple[Digest, bool], list[CutChunk]]] = []
     for count, (digest, compressed) in enumerate(wanted):
         run: list[CutChunk] = []

@@ -38,8 +38,11 @@ _data = st.one_of(
 )
 _xattrs = st.dictionaries(st.sampled_from(["user.a", "user.b", "security.x"]), st.binary(max_size=20), max_size=3)
 _kinds = st.sampled_from(
-    [tarfile.DIRTYPE, tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.REGTYPE, tarfile.REGTYPE]
-    + [tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.LNKTYPE]
+    [
+        *[tarfile.DIRTYPE] * 2,
+        *[tarfile.REGTYPE] * 3,
+        *(tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.LNKTYPE),
+    ]
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -15,25 +14,9 @@ from hypothesis import strategies as st
 from snapshotter.build.chunk import UPSTREAM_CUTTING, CutChunk, Cutter, Cutting, assign
 from snapshotter.errors import InvalidError
 from snapshotter.format.digest import sha256
+from tests.support.golden_data import noise, text
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "upstream"
-
-
-def noise(seed: str, size: int) -> bytes:
-    """As in tests/golden/upstream/trees.py."""
-    blocks = (hashlib.sha256(f"{seed}:{i}".encode()).digest() for i in range(-(-size // 32)))
-    return b"".join(blocks)[:size]
-
-
-def text(seed: str, size: int) -> bytes:
-    """As in tests/golden/upstream/trees.py."""
-    lines, length, i = [], 0, 0
-    while length < size:
-        line = f"{i:08d} {seed} {hashlib.sha256(f'{seed}/{i}'.encode()).hexdigest()[:6]} the same words again and again\n"
-        lines.append(line.encode())
-        length += len(line)
-        i += 1
-    return b"".join(lines)[:size]
 
 
 class Dripping:
