@@ -47,7 +47,7 @@ def test_nothing_new_is_no_new_pack() -> None:
 def test_too_many_new_packs_are_put_together_smallest_neighbours_first() -> None:
     sizes = {1: 100, 2: 1, 3: 1, 4: 90, 5: 2}
     plan = plan_packs([ds(n) for n in sizes], {d(n): size for n, size in sizes.items()}, {}, most=3)
-    assert plan.new == [ds(1), ds(2, 3), ds(4, 5)]
+    assert plan.new == [ds(1), ds(2, 3, 4), ds(5)]
 
 
 def test_the_emptiest_old_packs_are_written_anew() -> None:
