@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -151,16 +152,21 @@ class Publisher:
         return read
 
     def _write(self, chunks: Sequence[Digest], read: Callable[[Digest], StoredChunk]) -> StoredPack:
-        try:
-            with tempfile.TemporaryFile(dir=self._temporary, prefix="puzzlefs-") as file:
-                pack = write_pack(cast(BinaryIO, file), chunks, read)
-                file.seek(0)
-                self._put(Descriptor(MEDIA_TYPE_PACK, pack.place.pack, pack.size), cast(BinaryIO, file))
-        except OSError as error:
-            place = self._temporary or tempfile.gettempdir()
-            raise FailedPreconditionError(f"cannot write a pack in {place}: {error.strerror}; set TMPDIR") from None
+        with self._temporary_file() as file:
+            pack = write_pack(file, chunks, read)
+            file.seek(0)
+            self._put(Descriptor(MEDIA_TYPE_PACK, pack.place.pack, pack.size), file)
         self.figures.packs_new.add(pack.place.pack)
         return StoredPack(pack.place, pack.size, pack.index, self._store)
+
+    @contextmanager
+    def _temporary_file(self) -> Iterator[BinaryIO]:
+        try:
+            with tempfile.TemporaryFile(dir=self._temporary, prefix="puzzlefs-") as file:
+                yield cast(BinaryIO, file)
+        except OSError as error:
+            place = self._temporary or tempfile.gettempdir()
+            raise FailedPreconditionError(f"cannot write a pack in {place}: {error.strerror or error}; set TMPDIR") from None
 
     def _put(self, blob: Descriptor, data: BinaryIO) -> None:
         name = to_text(blob.digest)

@@ -31,11 +31,16 @@ from snapshotter.format.model import Kind
 from snapshotter.format.pack import PackIndex
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
-from snapshotter.registry.base import Descriptor
+from snapshotter.registry.base import Descriptor, ImageStore
+from snapshotter.registry.credentials import FixedCredentials
+from snapshotter.registry.hosts import RegistryConfig
 from snapshotter.registry.layout import LayoutStore
+from snapshotter.registry.reference import parse as parse_reference
+from snapshotter.registry.registries import Registries
 from tests.support.builds import SMALL
 from tests.support.chunks import some_chunks
 from tests.support.images import Layer
+from tests.support.registry import FakeRegistry
 
 OPTIONS = Options(cutting=SMALL, workers=2)
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -198,7 +203,7 @@ def opened(target: LayoutStore) -> Iterator[Any]:
         one.close()
 
 
-def converted(source: Source, target: LayoutStore, tag: str = "in", to: str = "out", **more: Any) -> Converted:
+def converted(source: Source, target: ImageStore, tag: str = "in", to: str = "out", **more: Any) -> Converted:
     return convert(source, tag, target, to, options=OPTIONS, **more)
 
 
@@ -384,6 +389,30 @@ def test_a_damaged_index_is_not_reused(source: Source, target: LayoutStore, open
     assert done.packs_reused == 0
     assert any("not reused" in note for note in notes)
     assert opened("next").files(0) == {b"/a": data(1), b"/b": data(2)}
+
+
+def test_through_a_registry(source: Source, opened: Any, tmp_path: Path) -> None:
+    """To a registry, a second version beside it, and back: uploaded is what is new, read is what is needed."""
+    source.image("v1", [tar({b"a": data(1, 100_000)})])
+    source.image("v2", [tar({b"a": data(1, 100_000), b"b": data(2, 5_000)})])
+    plain = RegistryConfig(plain_http=True)
+    with FakeRegistry() as registry, Registries(lambda host: plain, FixedCredentials()) as registries:
+        store = registries.open(parse_reference(f"{registry.host}/x/y"))
+        converted(source, store, "v1", "v1")
+        registry.forget()
+        done = converted(source, store, "v2", "v2")
+        uploads = registry.matching("/blobs/uploads/", "PUT")
+        assert (len(uploads), done.packs_reused, done.packs_new) == (3, 1, 1)  # metadata, pack, configuration
+        assert [exchange.method for exchange in registry.matching("/manifests/v2")][-1] == "PUT"
+        copy = LayoutStore(tmp_path / "copy", durable=False)
+        manifest, content = store.manifest("v2")
+        document = json.loads(content)
+        for described in (document["config"], *document["layers"]):
+            blob = Descriptor("", from_text(described["digest"]), described["size"])
+            with store.open_blob(blob) as stream:
+                copy.put_blob(blob, stream)
+        copy.put_manifest(manifest, content, "v2")
+    assert opened("v2", copy).files(0) == {b"/a": data(1, 100_000), b"/b": data(2, 5_000)}
 
 
 # The number of packs.
