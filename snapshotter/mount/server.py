@@ -19,7 +19,7 @@ from typing import Protocol
 
 from snapshotter.errors import AlreadyExistsError, NotFoundError
 from snapshotter.mount import wire
-from snapshotter.mount.session import Buffers, ReadJob, Session
+from snapshotter.mount.session import Buffers, ReadJob, Session, StatfsJob
 
 NEAR_THREADS = 4
 """Reads of local chunks that run at once. They use the processor more than they wait; a worker process is made per core."""
@@ -191,6 +191,9 @@ class Server:
         if isinstance(answer, ReadJob):
             channel.acquire()
             self._near.submit(self._read_near, channel, answer)
+        elif isinstance(answer, StatfsJob):
+            channel.acquire()
+            self._near.submit(self._statfs, channel, answer)
         elif answer is not None:
             channel.reply(answer)
         if fresh and (channel.session.negotiated is not None or channel.session.refused is not None):
@@ -205,6 +208,12 @@ class Server:
     def _read(self, channel: Channel, job: ReadJob) -> None:
         try:
             channel.reply(channel.session.read(job))
+        finally:
+            channel.release()
+
+    def _statfs(self, channel: Channel, job: StatfsJob) -> None:
+        try:
+            channel.reply(channel.session.statfs(job))
         finally:
             channel.release()
 

@@ -4,8 +4,8 @@ A session keeps nothing about the kernel but what INIT agreed on: node ids are i
 and never asked again ("zero-message opens", Linux's fuse_file_open), and every name and attribute is valid for good. So
 FORGET means nothing here, and a new server can take a mount over in the middle of anything.
 
-`Session.handle` answers what is in memory at once. A READ it only hands back (`ReadJob`), for `read` to be called where
-waiting does no harm.
+`Session.handle` answers what is in memory at once. A READ (`ReadJob`) and a STATFS, which walks all inodes the first time
+(`StatfsJob`), it only hands back, for `read` and `statfs` to be called where waiting does no harm.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ class ReadJob(NamedTuple):
     ino: int
     offset: int
     size: int
+
+
+class StatfsJob(NamedTuple):
+    """A STATFS that waits to be done."""
+
+    unique: int
 
 
 class Failure(NamedTuple):
@@ -72,14 +78,13 @@ class Session:
             Opcode.READDIRPLUS: self._readdirplus,
             Opcode.GETXATTR: self._getxattr,
             Opcode.LISTXATTR: self._listxattr,
-            Opcode.STATFS: self._statfs,
             Opcode.INIT: self._init,
             Opcode.DESTROY: _nothing,
             Opcode.RELEASE: _nothing,
             Opcode.RELEASEDIR: _nothing,
         }
 
-    def handle(self, data: memoryview) -> Buffers | ReadJob | None:
+    def handle(self, data: memoryview) -> Buffers | ReadJob | StatfsJob | None:
         """The answer to the request in `data` (all that one read of /dev/fuse gave); None where the kernel expects none.
 
         Never raises: what goes wrong becomes an errno.
@@ -95,6 +100,8 @@ class Session:
             if opcode == Opcode.READ:
                 offset, size = wire.parse_read(request)
                 return ReadJob(request.unique, request.nodeid, offset, size)
+            if opcode == Opcode.STATFS:
+                return StatfsJob(request.unique)
             handler = self._handlers.get(opcode)
             if handler is None:
                 # ENOSYS makes the kernel stop asking, and do what is right without a server's help: no message per open,
@@ -125,6 +132,15 @@ class Session:
             # To read(2) there is only one way to fail for a file that exists; ENOENT and EINVAL mean something else there.
             return [wire.pack_header(job.unique, 0, errno.EIO)]
         return [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
+
+    def statfs(self, job: StatfsJob) -> Buffers:
+        """The answer to a STATFS. Never raises."""
+        try:
+            payload = wire.pack_statfs_out(*self.tree.statfs(), BLOCK_SIZE)
+        except Exception as error:
+            self._on_failure(Failure(ROOT_INO, 0, 0, error))
+            return [wire.pack_header(job.unique, 0, errno_of(error))]
+        return [wire.pack_header(job.unique, len(payload)), payload]
 
     def _init(self, request: Request) -> bytes:
         kernel = wire.parse_init(request)
@@ -199,9 +215,6 @@ class Session:
         # Never ENOSYS: listxattr(2) would fail in the container, where on other file systems it gives an empty list.
         size = wire.parse_listxattr(request)
         return _sized(b"".join(name + b"\0" for name in self.tree.xattrs(request.nodeid)), size)
-
-    def _statfs(self, request: Request) -> bytes:
-        return wire.pack_statfs_out(*self.tree.statfs(), BLOCK_SIZE)
 
 
 class _ErrnoError(Exception):

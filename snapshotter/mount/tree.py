@@ -182,7 +182,7 @@ class Tree:
         if kind is Kind.DIR:
             nlink = 2 + sum(1 for entry in inode.entries if self._is_directory(entry.ino))
         else:
-            nlink = self._rootfs.link_count(ino)
+            nlink = self._rootfs.name_count(ino)
         return Attributes(
             ino,
             _TYPES[kind] | inode.permissions,
