@@ -15,7 +15,8 @@ from snapshotter.build.files import FileCutter
 from snapshotter.build.layer import read_layer
 from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.spool import RawSpool
-from snapshotter.build.tar import TarHeader, TarReader
+from snapshotter.build.tar import TarReader
+from snapshotter.build.tarheader import TarHeader
 from snapshotter.build.walk import FileReader, walk
 from snapshotter.format import codec
 from snapshotter.format.digest import Digest

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 from snapshotter.build.entries import Content, Node
 from snapshotter.build.resolve import BlockedError, find_in_union, resolve, split
-from snapshotter.build.tar import TarHeader, TarReader
+from snapshotter.build.tar import TarReader
+from snapshotter.build.tarheader import TarHeader
 from snapshotter.errors import InvalidError
 from snapshotter.format.model import NAME_MAX, Kind
 

@@ -10,12 +10,21 @@ Everything read here may be hostile: headers are bounded (`HEADER_MAX`), every f
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Protocol
 
+from snapshotter.build.tarheader import (
+    SIZE_MAX,
+    TarHeader,
+    apply_pax,
+    decimal,
+    is_sound,
+    number,
+    pairs_of,
+    parse_block,
+    pax_records,
+    runs_of,
+)
 from snapshotter.errors import CorruptError
 
 BLOCK = 512
@@ -26,12 +35,8 @@ HEADER_MAX = 1 << 20
 SPARSE_MAX = 4 << 20
 """Largest map of a sparse file, in stored bytes."""
 
-SIZE_MAX = (1 << 63) - 1
-
-_XATTR = b"SCHILY.xattr."
 _HEADER_ONLY = frozenset(b"123456")  # links, devices, directories, fifos: no data follows, whatever the size says
 _ZERO = bytes(BLOCK)
-_SIGNED = struct.Struct("512b")
 
 
 class ByteSource(Protocol):
@@ -40,23 +45,6 @@ class ByteSource(Protocol):
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes; empty at the end."""
         ...
-
-
-@dataclass(slots=True)
-class TarHeader:
-    """One member. `type` is the header's type flag, ``0`` for regular files; `size` counts the file's bytes, holes included."""
-
-    type: bytes
-    name: bytes
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime: int
-    mtime_nsec: int
-    linkname: bytes
-    device: tuple[int, int]
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
 
 class TarReader:
@@ -174,7 +162,7 @@ class TarReader:
                 return None
             flag = block[156:157]
             if flag == b"x":
-                pax, sparse_pairs = _pax_records(self._special(block, "a PAX header"))
+                pax, sparse_pairs = pax_records(self._special(block, "a PAX header"))
             elif flag == b"g":
                 # Go's reader hands a global header out as a member, containerd ignores it; what stood before it is gone.
                 self._special(block, "a PAX global header")
@@ -197,18 +185,14 @@ class TarReader:
             raise CorruptError(f"tar archive goes on after a block of zeros at byte {self._offset - BLOCK}")
         if len(block) != BLOCK:
             raise CorruptError(f"tar archive ends at byte {self._offset}, within a header")
-        # The checksum is taken with spaces in its own field; old tars summed signed bytes.
-        declared = _number(block[148:156], "checksum")
-        if _sum(block) - _sum(block[148:156]) + 256 != declared:
-            signed = _SIGNED.unpack(block)
-            if sum(signed) - sum(signed[148:156]) + 256 != declared:
-                raise CorruptError(
-                    f"tar header at byte {self._offset - BLOCK} has a wrong checksum: the archive is damaged or no tar"
-                )
+        if not is_sound(block):
+            raise CorruptError(
+                f"tar header at byte {self._offset - BLOCK} has a wrong checksum: the archive is damaged or no tar"
+            )
         return block
 
     def _special(self, block: bytes, what: str) -> bytes:
-        size = _number(block[124:136], "size")
+        size = number(block[124:136], "size")
         if not 0 <= size <= HEADER_MAX:
             raise CorruptError(f"tar archive: {what} of {size} bytes; at most {HEADER_MAX} are accepted")
         content = self._need(size + -size % BLOCK, what)
@@ -217,9 +201,9 @@ class TarReader:
     def _member_header(
         self, block: bytes, pax: dict[bytes, bytes], pairs: list[bytes], long_name: bytes, long_link: bytes
     ) -> TarHeader:
-        header = _parse(block)
+        header = parse_block(block)
         if pax:
-            _apply_pax(header, pax)
+            apply_pax(header, pax)
         header.name = long_name or header.name
         header.linkname = long_link or header.linkname
         if header.type == b"\0":
@@ -234,7 +218,7 @@ class TarReader:
         if runs is None:
             self._runs = [(0, stored)]
         else:
-            self._runs = _runs(runs, header, self._stored)
+            self._runs = runs_of(runs, header, self._stored)
             header.type = b"0"
         return header
 
@@ -243,7 +227,7 @@ class TarReader:
     ) -> list[tuple[int, int]] | None:
         """The (offset, length) data runs of a sparse file, None for any other; sets its name and full size."""
         if header.type == b"S":
-            header.size = _number(block[483:495], "size of a sparse file")
+            header.size = number(block[483:495], "size of a sparse file")
             return self._old_sparse(block)
         if header.type not in (b"0", b"7"):
             return None
@@ -258,11 +242,11 @@ class TarReader:
         header.name = pax.get(b"GNU.sparse.name") or header.name
         full = pax.get(b"GNU.sparse.realsize") or pax.get(b"GNU.sparse.size")
         if full is not None:
-            header.size = _decimal(full, "size of a sparse file")
+            header.size = decimal(full, "size of a sparse file")
         if in_data:
             return self._map_in_data()
         numbers = pairs or [part for part in pax.get(b"GNU.sparse.map", b"").split(b",") if part]
-        return _pairs([_decimal(number, "sparse map") for number in numbers])
+        return pairs_of([decimal(number, "sparse map") for number in numbers])
 
     def _old_sparse(self, block: bytes) -> list[tuple[int, int]]:
         if block[257:265] != b"ustar  \0":
@@ -273,7 +257,7 @@ class TarReader:
             for at in range(0, len(entries), 24):
                 if entries[at] == 0:
                     break
-                runs.append((_number(entries[at : at + 12], "sparse map"), _number(entries[at + 12 : at + 24], "sparse map")))
+                runs.append((number(entries[at : at + 12], "sparse map"), number(entries[at + 12 : at + 24], "sparse map")))
             if not extended:
                 return runs
             total += BLOCK
@@ -299,155 +283,7 @@ class TarReader:
             for line in lines:
                 if len(numbers) == wanted:
                     break
-                numbers.append(_decimal(line, "sparse map"))
+                numbers.append(decimal(line, "sparse map"))
                 if len(numbers) == 1:
                     wanted = 1 + 2 * numbers[0]
-        return _pairs(numbers[1:])
-
-
-def _parse(block: bytes) -> TarHeader:
-    magic = block[257:265]
-    posix = magic[:6] == b"ustar\0"
-    gnu = magic == b"ustar  \0"
-    name = _text(block[0:100])
-    if posix:
-        # star keeps access and change time in the last 24 bytes of the prefix.
-        prefix = _text(block[345:476] if block[508:512] == b"tar\0" else block[345:500])
-        if prefix:
-            name = prefix + b"/" + name
-    device = (_number(block[329:337], "device"), _number(block[337:345], "device")) if posix or gnu else (0, 0)
-    return TarHeader(
-        type=block[156:157],
-        name=name,
-        mode=_number(block[100:108], "mode"),
-        uid=_number(block[108:116], "uid"),
-        gid=_number(block[116:124], "gid"),
-        size=_number(block[124:136], "size"),
-        mtime=_number(block[136:148], "mtime"),
-        mtime_nsec=0,
-        linkname=_text(block[157:257]),
-        device=device,
-    )
-
-
-def _sum(raw: bytes) -> int:
-    """The sum of up to 512 bytes. adler32's low half is a sum modulo 65521, which 256 bytes cannot reach; 10 times sum()."""
-    return (zlib.adler32(raw[:256], 0) & 0xFFFF) + (zlib.adler32(raw[256:], 0) & 0xFFFF)
-
-
-def _text(raw: bytes) -> bytes:
-    return raw.split(b"\0", 1)[0]
-
-
-def _number(raw: bytes, what: str) -> int:
-    """An octal field, or a binary one (GNU: the first bit is set, the second is the sign)."""
-    if raw[0] & 0x80:
-        value = int.from_bytes(raw, "big") & ~(1 << (8 * len(raw) - 1))
-        if raw[0] & 0x40:
-            value -= 1 << (8 * len(raw) - 1)
-        if not -(1 << 63) <= value < 1 << 63:
-            raise CorruptError(f"tar header: {what} is out of range")
-        return value
-    text = raw.split(b"\0", 1)[0].strip(b" ") or raw.strip(b" \0")
-    if not text:
-        return 0
-    try:
-        # int() also takes what no tar writes: signs, underscores, a prefix.
-        if not text.isdigit():
-            raise ValueError
-        return int(text, 8)
-    except ValueError:
-        raise CorruptError(f"tar header: {what} is not a number: {raw!r}") from None
-
-
-def _decimal(raw: bytes, what: str) -> int:
-    text = raw[1:] if raw[:1] == b"-" else raw
-    if not text.isdigit() or len(text.lstrip(b"0")) > 18:
-        raise CorruptError(f"tar header: {what} is not a number: {raw[:100]!r}")
-    return int(raw)
-
-
-def _pax_records(data: bytes) -> tuple[dict[bytes, bytes], list[bytes]]:
-    """The records of a PAX header, and the numbers of a sparse map that stand in repeated records (version 0.0)."""
-    records: dict[bytes, bytes] = {}
-    pairs: list[bytes] = []
-    at = 0
-    while at < len(data):
-        space = data.find(b" ", at, at + 21)
-        length = data[at:space] if space > 0 else b""
-        end = at + int(length) if length.isdigit() else -1
-        equals = data.find(b"=", space, end)
-        if not at + 5 <= end <= len(data) or data[end - 1] != 0x0A or equals < 0:
-            raise CorruptError(f"tar archive: malformed PAX record {data[at : at + 100]!r}")
-        key, value = data[space + 1 : equals], data[equals + 1 : end - 1]
-        if key == b"GNU.sparse.offset" or key == b"GNU.sparse.numbytes":
-            if (len(pairs) % 2 == 0) != (key == b"GNU.sparse.offset"):
-                raise CorruptError("tar archive: the PAX records of a sparse map are out of order")
-            pairs.append(value)
-        else:
-            records[key] = value
-        at = end
-    return records, pairs
-
-
-def _apply_pax(header: TarHeader, pax: dict[bytes, bytes]) -> None:
-    """Put what the records say over the header's own fields; an empty value leaves them as they are."""
-    for key, value in pax.items():
-        if key.startswith(_XATTR):
-            header.xattrs[key[len(_XATTR) :]] = value
-        elif not value:
-            continue
-        elif key == b"path":
-            header.name = _no_nul(value, "path")
-        elif key == b"linkpath":
-            header.linkname = _no_nul(value, "linkpath")
-        elif key == b"uid":
-            header.uid = _decimal(value, "uid")
-        elif key == b"gid":
-            header.gid = _decimal(value, "gid")
-        elif key == b"size":
-            header.size = _decimal(value, "size")
-        elif key == b"mtime":
-            header.mtime, header.mtime_nsec = _time(value)
-
-
-def _no_nul(value: bytes, what: str) -> bytes:
-    if b"\0" in value:
-        raise CorruptError(f"tar header: {what} holds a NUL byte: {value[:100]!r}")
-    return value
-
-
-def _time(value: bytes) -> tuple[int, int]:
-    """Seconds and nanoseconds of a PAX time; what is finer than a nanosecond is cut off."""
-    whole, _, fraction = value.partition(b".")
-    if fraction and not fraction.isdigit():
-        raise CorruptError(f"tar header: mtime is not a time: {value[:100]!r}")
-    seconds = _decimal(whole, "mtime")
-    nanoseconds = int(fraction[:9].ljust(9, b"0"))
-    if whole.startswith(b"-") and nanoseconds:
-        return seconds - 1, 1_000_000_000 - nanoseconds
-    return seconds, nanoseconds
-
-
-def _pairs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    if len(numbers) % 2:
-        raise CorruptError("tar archive: a sparse map with an odd number of numbers")
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def _runs(runs: Sequence[tuple[int, int]], header: TarHeader, stored: int) -> list[tuple[int, int]]:
-    """The runs of a sparse file as (zeros, data), last first, once its map is known to be sound."""
-    found = []
-    end = total = 0
-    for offset, length in runs:
-        if offset < end or length < 0 or offset + length > header.size:
-            raise CorruptError(f"tar archive: the sparse map of {header.name[:200]!r} is not in order or exceeds the file")
-        found.append((offset - end, length))
-        end = offset + length
-        total += length
-    if total != stored:
-        raise CorruptError(f"tar archive: {header.name[:200]!r} stores {stored} bytes, its sparse map says {total}")
-    if not 0 <= header.size <= SIZE_MAX:
-        raise CorruptError(f"tar archive: {header.name[:200]!r} has a size of {header.size} bytes")
-    found.append((header.size - end, 0))
-    return found[::-1]
+        return pairs_of(numbers[1:])

@@ -57,6 +57,7 @@ def test_what_is_shorter_than_any_header_is_plain(blob: bytes) -> None:
         b"\x1f\x8b" + b"\xff" * 100,
         b"\x28\xb5\x2f\xfd" + b"\xff" * 100,
     ],
+    ids=["no checksum", "cut short", "wrong checksum", "garbage behind it", "no gzip", "no zstd"],
 )
 def test_what_does_not_decompress_is_corrupt(blob: bytes) -> None:
     with pytest.raises(CorruptError, match="layer x does not decompress"):

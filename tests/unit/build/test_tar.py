@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapshotter.build import tar as tar_module
-from snapshotter.build.tar import TarHeader, TarReader
+from snapshotter.build.tar import TarReader
+from snapshotter.build.tarheader import TarHeader
 from snapshotter.errors import CorruptError
 from tests.support.chunks import some_chunks
 from tests.support.images import Layer
