@@ -188,8 +188,8 @@ def serve(
         pyfuse3.init(operations, str(mountpoint), options)
     except RuntimeError as error:
         raise FailedPreconditionError(
-            f"mounting on {mountpoint}: libfuse refused ({error}): see its message above; is fuse3 installed, /dev/fuse open to you,"
-            " the mountpoint an empty directory of yours, and user_allow_other set in /etc/fuse.conf if allow_other is asked for?"
+            f"mounting on {mountpoint}: libfuse refused ({error}), see its message above; is fuse3 installed, /dev/fuse open to"
+            " you, the mountpoint an empty directory of yours, and, for allow_other, user_allow_other set in /etc/fuse.conf?"
         ) from error
     try:
         if os.geteuid() == 0:
