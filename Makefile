@@ -25,6 +25,7 @@ lint: venv
 	$(venv)/bin/ruff check .
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/mypy
+	$(venv)/bin/mypy --explicit-package-bases demo tests/conftest.py tests/support tests/system
 	$(venv)/bin/lint-imports
 
 format: venv

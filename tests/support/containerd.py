@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -15,9 +17,11 @@ from pathlib import Path
 from tests.support import mounts, processes, tools
 from tests.support.processes import CommandError, Service, run
 
+_CRI = "io.containerd.grpc.v1.cri"
+
 # CRI needs CNI and ports; the block-device snapshotters look at the machine's devices; tracing looks for a collector.
 _DISABLED = (
-    "io.containerd.grpc.v1.cri",
+    _CRI,
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper",
@@ -44,32 +48,46 @@ class Containerd:
     Commands run in `namespace`, a name that nothing else on the machine uses: cgroups are named after it.
     """
 
-    def __init__(self, directory: Path, snapshotter_socket: Path | None = None) -> None:
+    def __init__(self, directory: Path, snapshotter_socket: Path | None = None, deployed: Path | None = None) -> None:
+        """`deployed`: lines from ``deploy/`` in place of this class's own for the proxy plugin; CRI is on then."""
         self.directory = directory
         self.socket = directory / "containerd.sock"
         self.namespace = f"pz{uuid.uuid4().hex[:10]}"
         self._made_runtime_state = not _RUNTIME_STATE.exists()
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "config.toml"
-        config.write_text(self._config(snapshotter_socket))
+        config.write_text(self._config(snapshotter_socket, deployed))
         self.service = self._start(config)
 
-    def _config(self, snapshotter_socket: Path | None) -> str:
+    def _config(self, snapshotter_socket: Path | None, deployed: Path | None) -> str:
+        more = ""
+        if deployed is not None:
+            more = deployed.read_text().replace("/run/puzzlefs/snapshotter.sock", str(snapshotter_socket))
+        elif snapshotter_socket is not None:
+            more = f'[proxy_plugins.puzzlefs]\n  type = "snapshot"\n  address = "{snapshotter_socket}"\n'
+            if major_version() >= 2:  # its transfer service unpacks into what it is told only
+                for name in ("overlayfs", "puzzlefs"):
+                    more += f'[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n  snapshotter = "{name}"\n'
+                    more += '  platform = "linux"\n'
+        # the key comes before every table
+        version = re.search(r"^version = \d$", more, re.MULTILINE)
+        disabled = [name for name in _DISABLED if deployed is None or name != _CRI]
         lines = [
-            "version = 2",
+            version[0] if version else "version = 2",
             f'root = "{self.directory}/root"',
             f'state = "{self.directory}/state"',
-            f"disabled_plugins = [{', '.join(repr(name) for name in _DISABLED)}]",
+            f"disabled_plugins = {json.dumps(disabled)}",
             "[grpc]",
             f'  address = "{self.socket}"',
             "[ttrpc]",
             f'  address = "{self.socket}.ttrpc"',
             '[plugins."io.containerd.internal.v1.opt"]',
             f'  path = "{self.directory}/opt"',
+            f'[plugins."{_CRI}".cni]',
+            f'  conf_dir = "{self.directory}/cni"',
+            re.sub(r"^version = \d$", "", more, flags=re.MULTILINE),
         ]
-        if snapshotter_socket is not None:
-            lines += ["[proxy_plugins.puzzlefs]", '  type = "snapshot"', f'  address = "{snapshotter_socket}"']
-        return "\n".join(lines).replace("'", '"') + "\n"
+        return "\n".join(lines)
 
     def _start(self, config: Path) -> Service:
         service = Service([tools.find("containerd"), "--config", config], self.directory / "containerd.log")
@@ -196,6 +214,13 @@ class Containerd:
 
     def _answers(self) -> bool:
         return self.socket.exists() and run("ctr", "-a", self.socket, "version", check=False).returncode == 0
+
+
+def major_version() -> int:
+    """The first number of the version of this machine's containerd."""
+    version = re.search(r" v?(\d+)\.\d+\.", run("containerd", "--version").stdout)
+    assert version is not None
+    return int(version[1])
 
 
 def _remove_cgroup(path: Path) -> None:
