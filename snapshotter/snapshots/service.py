@@ -38,8 +38,9 @@ PAGE_SIZE = 1 << 20
 PAGE_COUNT = 100
 """Snapshots after which an answer of List is sent and another begun (as containerd's own service does)."""
 
-_MESSAGE_MAX = 1500
-"""Longest message of an error, in characters: it travels in a header, of which gRPC takes 8 KiB, percent-encoded."""
+_MESSAGE_MAX = 6000
+"""Longest message of an error, in bytes as it travels: percent-encoded in a header. Of all headers together gRPC takes 8 KiB;
+what has more is refused with RESOURCE_EXHAUSTED, the likelier the longer it is."""
 
 _NANO = 10**9
 
@@ -255,5 +256,15 @@ def _answering(context: grpc.ServicerContext, call: str, key: str) -> Iterator[N
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> Never:
-    context.abort(code, message if len(message) <= _MESSAGE_MAX else message[:_MESSAGE_MAX] + "…")
+    context.abort(code, fitting(message))
     raise AssertionError  # abort() always raises
+
+
+def fitting(message: str) -> str:
+    """`message`, cut where it would not fit a header."""
+    size = 0
+    for position, character in enumerate(message):
+        size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode(errors="replace"))
+        if size > _MESSAGE_MAX:
+            return message[:position] + "…"
+    return message

@@ -117,6 +117,13 @@ def test_a_long_message_fits_a_header(client: Any, layers: DirectoryLayers) -> N
     assert details.startswith("üüü")
 
 
+@pytest.mark.parametrize(("character", "encoded"), [("a", 1), ("%", 3), ("\n", 3), ("ü", 6), ("日", 9), ("😀", 12)])
+def test_a_message_is_cut_by_its_encoded_length(character: str, encoded: int) -> None:
+    whole = character * (6000 // encoded)
+    assert service.fitting(whole) == whole
+    assert service.fitting(whole + character * 10) == whole + "…"
+
+
 @pytest.mark.parametrize(
     "request_",
     [
