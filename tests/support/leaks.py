@@ -18,6 +18,9 @@ from tests.support import mounts
 
 _MARK = "PUZZLEFS_TEST_SESSION"
 
+_POLLERS = 8
+"""gRPC's engine keeps a few epoll and event descriptors for the process, whatever the number of channels and servers."""
+
 
 class LeakCheck:
     """Takes stock when made; `leaks` tells what has come since. `directory` becomes the place for temporary files."""
@@ -48,8 +51,11 @@ class LeakCheck:
         found = [f"mount: {os.fsdecode(point)}" for point in mounts.mount_points(self._directory.parent)]
         found += [f"process {pid}: {command}" for pid, command in _processes(f"{_MARK}={self._name}".encode())]
         found += [f"temporary file: {path}" for path in self._directory.iterdir()]
-        found += [f"descriptor {fd}: {target}" for fd, target in _descriptors().items() if self._descriptors.get(fd) != target]
-        return found
+        opened = {fd: target for fd, target in _descriptors().items() if self._descriptors.get(fd) != target}
+        pollers = [fd for fd, target in opened.items() if target in ("anon_inode:[eventpoll]", "anon_inode:[eventfd]")]
+        if len(pollers) <= _POLLERS:
+            opened = {fd: target for fd, target in opened.items() if fd not in pollers}
+        return found + [f"descriptor {fd}: {target}" for fd, target in opened.items()]
 
 
 def _processes(mark: bytes) -> list[tuple[int, str]]:
