@@ -1,0 +1,207 @@
+"""Lazy layers: fetched and checked before anything is mounted, mounted once, kept over restarts, isolated when broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from snapshotter.daemon.layers import Layers
+from snapshotter.daemon.sources import LayerSource
+from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
+from snapshotter.format.annotations import MetadataLayer
+from snapshotter.format.codec import encode
+from snapshotter.format.compression import compress
+from snapshotter.format.digest import Digest, sha256, to_text
+from snapshotter.format.model import ChunkVerity, Inode, Kind, RootfsContent
+from snapshotter.format.verity import verity_digest
+from snapshotter.registry.registries import Registries
+from tests.support.registry import FakeRegistry, Fault
+
+MESSAGE = encode(RootfsContent([[Inode(1, Kind.DIR)]], [ChunkVerity(sha256(b"chunk"), bytes(32))]))
+STORED = compress(MESSAGE)
+
+
+class Mounts:
+    """Remembers what is mounted."""
+
+    def __init__(self) -> None:
+        self.mounted: dict[str, tuple[Path, Path, LayerSource]] = {}
+        self.refuse: Exception | None = None
+
+    def mount(self, name: str, mountpoint: Path, metadata: Path, source: LayerSource) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        assert mountpoint.is_dir()
+        assert metadata.read_bytes() == MESSAGE
+        self.mounted[name] = (mountpoint, metadata, source)
+
+    def unmount(self, name: str, mountpoint: Path) -> None:
+        assert self.mounted.pop(name)[0] == mountpoint
+
+
+class Cached:
+    """A cache that has the one chunk."""
+
+    def size(self, digest: Digest) -> int | None:
+        return 4096 if digest == sha256(b"chunk") else None
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as fake:
+        fake.put_blob("app", STORED)
+        yield fake
+
+
+@pytest.fixture
+def hosts() -> Iterator[Registries]:
+    with Registries() as registries:
+        yield registries
+
+
+@pytest.fixture
+def mounts() -> Mounts:
+    return Mounts()
+
+
+def make(root: Path, hosts: Registries, mounts: Mounts) -> Layers:
+    return Layers(root, hosts, mounts, Cached(), lambda places, stores: None)
+
+
+def layer(stored: bytes = STORED, message: bytes = MESSAGE, verity: bytes | None = None) -> MetadataLayer:
+    return MetadataLayer(sha256(stored), sha256(message), verity or verity_digest(message), ())
+
+
+def files(root: Path) -> Sequence[Path]:
+    return [path for path in (root / "layers").rglob("*") if path.is_file()]
+
+
+def test_a_layer_is_fetched_checked_and_mounted_once(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    layers = make(tmp_path, hosts, mounts)
+    image = f"{registry.host}/app:1"
+    layers.ensure(layer(), image, "default")
+    layers.ensure(layer(), image, "other")
+    (mountpoint, metadata, source) = mounts.mounted[to_text(sha256(MESSAGE))]
+    assert layers.mountpoint(sha256(MESSAGE)) == mountpoint
+    assert source.images == (image,)
+    assert metadata.stat().st_mode & 0o777 == 0o600
+    assert len(registry.matching("blobs", "GET")) == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "complaint"),
+    [
+        (layer(message=b"another"), "is not that of diff ID"),
+        (layer(verity=bytes(32)), "another fs-verity digest"),
+    ],
+)
+def test_metadata_that_is_not_what_the_labels_say_is_never_mounted(
+    wanted: MetadataLayer, complaint: str, tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    layers = make(tmp_path, hosts, mounts)
+    with pytest.raises(CorruptError, match=complaint) as error:
+        layers.ensure(wanted, f"{registry.host}/app:1", "default")
+    assert f"{registry.host}/app:1" in str(error.value)
+    assert mounts.mounted == {}
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"no zstd", compress(b"no message"), compress(encode(RootfsContent([[Inode(1, Kind.FIFO)]])))]
+)
+def test_what_is_no_rootfs_metadata_is_refused(
+    body: bytes, tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    registry.put_blob("app", body)
+    with pytest.raises(CorruptError):
+        make(tmp_path, hosts, mounts).ensure(layer(stored=body), f"{registry.host}/app:1", "default")
+    assert files(tmp_path) == []
+
+
+def test_a_registry_that_cannot_be_asked_is_named_with_image_and_layer(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    layers = make(tmp_path, hosts, mounts)
+    registry.inject(Fault(status=503), path="blobs", times=10)
+    with pytest.raises(UnavailableError) as error:
+        layers.ensure(layer(), f"{registry.host}/app:1", "default")
+    for part in (registry.host, "app:1", to_text(sha256(MESSAGE)), "503"):
+        assert part in str(error.value)
+    registry.heal()
+    layers.ensure(layer(), f"{registry.host}/app:1", "default")
+    assert mounts.mounted
+
+
+def test_the_image_that_is_pulled_is_asked_first_and_the_hint_second(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    hinted = MetadataLayer(sha256(STORED), sha256(MESSAGE), verity_digest(MESSAGE), (), source=f"{registry.host}/app:1")
+    make(tmp_path, hosts, mounts).ensure(hinted, f"{registry.host}/elsewhere:1", "default")
+    (_, _, source) = mounts.mounted[to_text(sha256(MESSAGE))]
+    assert source.images == (f"{registry.host}/elsewhere:1", f"{registry.host}/app:1")
+
+
+def test_a_layer_that_nothing_says_the_place_of_is_refused_with_the_reason(
+    tmp_path: Path, hosts: Registries, mounts: Mounts
+) -> None:
+    with pytest.raises(InvalidError, match="nothing says where the image is from"):
+        make(tmp_path, hosts, mounts).ensure(layer(), None, "default")
+
+
+def test_a_restart_mounts_again_without_the_registry_at_the_same_place(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    first = make(tmp_path, hosts, mounts)
+    first.ensure(layer(), f"{registry.host}/app:1", "default")
+    before = first.mountpoint(sha256(MESSAGE))
+    first.close()
+    assert mounts.mounted == {}
+    registry.close()
+    second = make(tmp_path, hosts, mounts)
+    lost = MetadataLayer(sha256(b"lost"), sha256(b"lost"), bytes(32), ())
+    failed = second.restore([(layer(), f"{registry.host}/app:1"), (layer(), f"{registry.host}/app:2"), (lost, None)])
+    (mountpoint, _, source) = mounts.mounted[to_text(sha256(MESSAGE))]
+    assert mountpoint == before
+    assert source.images == (f"{registry.host}/app:1", f"{registry.host}/app:2")
+    assert list(failed) == [sha256(b"lost")]
+    assert "pull it again" in str(failed[sha256(b"lost")])
+
+
+def test_a_layer_whose_mount_fails_does_not_stop_a_start(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    first = make(tmp_path, hosts, mounts)
+    first.ensure(layer(), f"{registry.host}/app:1", "default")
+    first.close()
+    mounts.refuse = OSError("no")
+    failed = make(tmp_path, hosts, mounts).restore([(layer(), f"{registry.host}/app:1")])
+    assert isinstance(failed[sha256(MESSAGE)], UnavailableError)
+
+
+def test_release_leaves_nothing_and_numbers_are_not_given_out_twice(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    layers = make(tmp_path, hosts, mounts)
+    layers.ensure(layer(), f"{registry.host}/app:1", "default")
+    first = layers.mountpoint(sha256(MESSAGE))
+    layers.release(sha256(MESSAGE))
+    assert not first.exists()
+    assert list((tmp_path / "layers").iterdir()) == []
+    with pytest.raises(NotFoundError):
+        layers.mountpoint(sha256(MESSAGE))
+    layers.ensure(layer(), f"{registry.host}/app:1", "default")
+    assert layers.mountpoint(sha256(MESSAGE)) != first
+    layers.release(sha256(b"unknown"))
+
+
+def test_usage_is_the_metadata_and_the_cached_chunks(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    layers = make(tmp_path, hosts, mounts)
+    layers.ensure(layer(), f"{registry.host}/app:1", "default")
+    usage = layers.usage(sha256(MESSAGE))
+    assert (usage.size, usage.inodes) == (len(MESSAGE) + 4096, 1)
