@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from snapshotter import __version__
 from snapshotter.cli import exits
-from snapshotter.cli.images import convert, push
-from snapshotter.cli.local import build, extract, mount, umount
-from snapshotter.cli.node import pull
 from snapshotter.errors import PuzzlefsError
 
+_COMMANDS = {
+    "build": "snapshotter.cli.local",
+    "convert": "snapshotter.cli.images",
+    "extract": "snapshotter.cli.local",
+    "mount": "snapshotter.cli.local",
+    "pull": "snapshotter.cli.node",
+    "push": "snapshotter.cli.images",
+    "umount": "snapshotter.cli.local",
+}
+"""Each command and its module, imported when the command is used: all of them together take most of a second."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+
+class _Commands(click.Group):
+    """The commands of `_COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{_COMMANDS[cmd_name]}.{cmd_name} is no command")
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="puzzlefs")
 def puzzlefs() -> None:
     """Build, convert, mount and pull PuzzleFS images.
@@ -23,10 +47,6 @@ def puzzlefs() -> None:
     Exit status: 0 done; 1 unexpected failure; 2 wrong usage or input; 3 not found; 4 cannot be reached now; 5 corrupt data;
     6 exists already; 7 not possible in this state; 8 not supported here; 130 interrupted.
     """
-
-
-for command in (build, convert, push, pull, mount, umount, extract):
-    puzzlefs.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
