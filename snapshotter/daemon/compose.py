@@ -66,6 +66,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
             _log.info(
                 "%d mounts of an earlier daemon taken off; containers on them are served by its workers until they end", stale
             )
+        supervisor.start()
         recovery = snapshotter.recover()
         for diff_id, error in recovery.failed.items():
             _log.error("layer %s is not mounted: %s", diff_id.hex(), error)

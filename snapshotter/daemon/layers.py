@@ -39,6 +39,10 @@ METADATA_STORED_MAX = 256 << 20
 METADATA_MAX = 1 << 30
 """Largest metadata message, in bytes: about six million inodes."""
 RESTORE_THREADS = 8
+MERGED_PACKS_MAX = 64
+"""Most packs in which the chunks of one mounted layer are looked for, over all images that it is in."""
+MERGED_IMAGES_MAX = 16
+"""Most images whose repositories are asked for a layer's chunks."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +54,11 @@ class Mounts(Protocol):
         """Mount the layer whose message is the file `metadata`; it answers when this returns. `name` is the diff ID."""
         ...
 
-    def unmount(self, name: str, mountpoint: Path) -> None:
+    def update(self, mountpoint: Path, source: LayerSource) -> None:
+        """Have the layer's chunks come from `source` from now on."""
+        ...
+
+    def unmount(self, mountpoint: Path) -> None:
         """Undo `mount`. Containers that still use it keep it until they end."""
         ...
 
@@ -83,7 +91,7 @@ class Layers:
         self._fetch_indexes = fetch_indexes
         self._guard = threading.Lock()
         self._locks: dict[Digest, threading.Lock] = {}
-        self._mounted: set[Digest] = set()
+        self._mounted: dict[Digest, LayerSource] = {}
         for directory in (self._metadata_root, self._mount_root):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._numbers = itertools.count(1 + max(self._used_numbers(), default=0))
@@ -91,9 +99,10 @@ class Layers:
     def ensure(self, layer: MetadataLayer, image: str | None, namespace: str) -> None:
         """See `snapshots.lazy.LazyLayers`."""
         with self._locked(layer.diff_id):
-            if layer.diff_id in self._mounted:
-                return
             source = _source(layer, image)
+            if layer.diff_id in self._mounted:
+                self._learn(layer.diff_id, source)
+                return
             try:
                 if not self._metadata(layer.diff_id).exists():
                     self._fetch(layer, source)
@@ -138,8 +147,8 @@ class Layers:
             with contextlib.suppress(NotFoundError):
                 mountpoint = self.mountpoint(diff_id)
                 if diff_id in self._mounted:
-                    self._mounts.unmount(to_text(diff_id), mountpoint)
-                    self._mounted.discard(diff_id)
+                    self._mounts.unmount(mountpoint)
+                    del self._mounted[diff_id]
                 with contextlib.suppress(FileNotFoundError):
                     mountpoint.rmdir()
             shutil.rmtree(self._directory(diff_id), ignore_errors=True)
@@ -162,8 +171,15 @@ class Layers:
         """Unmount everything; what is on disk stays for the next start."""
         for diff_id in list(self._mounted):
             with self._locked(diff_id):
-                self._mounts.unmount(to_text(diff_id), self.mountpoint(diff_id))
-                self._mounted.discard(diff_id)
+                self._mounts.unmount(self.mountpoint(diff_id))
+                del self._mounted[diff_id]
+
+    def _learn(self, diff_id: Digest, latest: LayerSource) -> None:
+        """A mounted layer was asked for in another way: ask there first, since that is where the image is known to be now."""
+        merged = _merged([latest, self._mounted[diff_id]])
+        if merged != self._mounted[diff_id]:
+            self._mounts.update(self.mountpoint(diff_id), merged)
+            self._mounted[diff_id] = merged
 
     def _fetch(self, layer: MetadataLayer, source: LayerSource) -> None:
         """Bring metadata and pack indexes to this node, at the same time, and publish the metadata if it is right."""
@@ -179,7 +195,7 @@ class Layers:
     def _mount(self, diff_id: Digest, source: LayerSource) -> None:
         mountpoint = self._reserve(diff_id)
         self._mounts.mount(to_text(diff_id), mountpoint, self._metadata(diff_id), source)
-        self._mounted.add(diff_id)
+        self._mounted[diff_id] = source
 
     def _reserve(self, diff_id: Digest) -> Path:
         with contextlib.suppress(NotFoundError):
@@ -218,8 +234,10 @@ def _source(layer: MetadataLayer, image: str | None) -> LayerSource:
 
 
 def _merged(sources: Sequence[LayerSource]) -> LayerSource:
-    packs = tuple(dict.fromkeys(pack for source in sources for pack in source.packs))
-    return LayerSource(packs, tuple(dict.fromkeys(image for source in sources for image in source.images)))
+    """All that `sources` name, the first ones first; no more than a hostile client may make a worker ask."""
+    packs = dict.fromkeys(pack for source in sources for pack in source.packs)
+    images = dict.fromkeys(image for source in sources for image in source.images)
+    return LayerSource(tuple(packs)[:MERGED_PACKS_MAX], tuple(images)[:MERGED_IMAGES_MAX])
 
 
 def _first(stores: Sequence[RegistryStore], read: Callable[[RegistryStore], bytes]) -> bytes:

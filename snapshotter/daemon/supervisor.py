@@ -85,23 +85,30 @@ class Supervisor:
     """`layers.Mounts`: every mount in one of a fixed number of workers. Safe for use by many threads."""
 
     def __init__(self, command: Sequence[str], workers: int, kernel: Kernel = mounting) -> None:
-        """`command` starts a worker. Workers are started when they are first needed."""
+        """`command` starts a worker. Workers are started by `start`, or when they are first needed."""
         self._command = command
         self._kernel = kernel
         self._slots = [_Slot(number) for number in range(workers)]
         self._guard = threading.Lock()
         self._closing = threading.Event()
 
+    def start(self) -> None:
+        """Start all workers: one takes half a second to be ready, which the first pull need not wait for."""
+        for slot in self._slots:
+            with slot.lock:
+                self._running(slot)
+
     def mount(self, name: str, mountpoint: Path, metadata: Path, source: LayerSource) -> None:
         """See `layers.Mounts`."""
         label = f"layer {name} of {' or '.join(source.images) or 'an unnamed image'}"
-        slot = self._choose(name)
-        served = _Served(AddMount(name, str(metadata), label, store=source.to_json()), self._kernel.open_fuse())
+        slot = self._choose()
+        key = str(mountpoint)
+        served = _Served(AddMount(key, str(metadata), label, store=source.to_json()), self._kernel.open_fuse())
         try:
             # Mounted first: a connection that belongs to no mount yet looks to its worker like one whose mount is gone (EPERM).
             self._kernel.mount(served.fd, mountpoint, "puzzlefs")
             with slot.lock:
-                slot.mounts[name] = served
+                slot.mounts[key] = served
                 self._running(slot).add(served.add, served.fd)
             if not served.ready.wait(READY_TIMEOUT):
                 raise UnavailableError(f"{label}: its mount did not answer within {READY_TIMEOUT:g} s")
@@ -109,17 +116,26 @@ class Supervisor:
                 raise UnsupportedError(f"{label}: {served.refused}")
         except BaseException:
             self._take_off(mountpoint)
-            self._drop(slot, name, served)
+            self._drop(slot, served)
             raise
 
-    def unmount(self, name: str, mountpoint: Path) -> None:
+    def unmount(self, mountpoint: Path) -> None:
         """See `layers.Mounts`. The worker lets go when the kernel says that the last user is gone."""
         self._take_off(mountpoint)
         for slot in self._slots:
             with slot.lock:
-                served = slot.mounts.pop(name, None)
+                served = slot.mounts.pop(str(mountpoint), None)
             if served is not None:
                 os.close(served.fd)
+
+    def update(self, mountpoint: Path, source: LayerSource) -> None:
+        """See `layers.Mounts`."""
+        for slot in self._slots:
+            with slot.lock:
+                served = slot.mounts.get(str(mountpoint))
+                if served is not None:
+                    served.add = dataclasses.replace(served.add, store=source.to_json())
+                    self._running(slot).update(served.add.mount_id, served.add.store)
 
     def clear(self, directory: Path) -> int:
         """Take off what an earlier daemon mounted below `directory`; how many mounts that were."""
@@ -143,7 +159,7 @@ class Supervisor:
                     os.close(served.fd)
                 slot.mounts.clear()
 
-    def _choose(self, name: str) -> _Slot:
+    def _choose(self) -> _Slot:
         with self._guard:
             return min(self._slots, key=lambda slot: (len(slot.mounts), slot.number))
 
@@ -165,7 +181,7 @@ class Supervisor:
                         served.add = dataclasses.replace(served.add, negotiated=negotiated)
                         served.ready.set()
                 case Gone(mount_id):
-                    _log.debug("mount of layer %s ended", mount_id)
+                    _log.debug("the mount on %s has ended", mount_id)
                 case FailureReport():
                     _log_failure(event)
 
@@ -200,12 +216,12 @@ class Supervisor:
         except PuzzlefsError as error:
             _log.error("%s is not served any more: %s", served.add.name, error)
 
-    def _drop(self, slot: _Slot, name: str, served: _Served) -> None:
+    def _drop(self, slot: _Slot, served: _Served) -> None:
         with slot.lock:
-            slot.mounts.pop(name, None)
+            slot.mounts.pop(served.add.mount_id, None)
             if slot.client is not None:
                 with contextlib.suppress(PuzzlefsError):
-                    slot.client.remove(name)
+                    slot.client.remove(served.add.mount_id)
         os.close(served.fd)
 
     def _take_off(self, mountpoint: Path) -> None:

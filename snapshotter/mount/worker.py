@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from snapshotter.chunkstore.base import ChunkStore
+from snapshotter.chunkstore.base import ChunkRef, ChunkStore
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
+from snapshotter.format.digest import Digest
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount import workerproto
 from snapshotter.mount.failures import FailureReporter
@@ -39,13 +40,38 @@ SWITCH_INTERVAL = 0.0005
 wait for while the event loop is busy."""
 
 
+class _Replaceable:
+    """A chunk store that can be exchanged for another while reads are under way; those end with the one they began with."""
+
+    def __init__(self, store: ChunkStore) -> None:
+        self._store = store
+
+    @property
+    def name(self) -> str:
+        """See `ChunkStore`, and so below."""
+        return self._store.name
+
+    def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        return self._store.get(wanted)
+
+    def has(self, digest: Digest) -> bool:
+        return self._store.has(digest)
+
+    def close(self) -> None:
+        self._store.close()
+
+    def replace(self, store: ChunkStore) -> None:
+        """Read from `store` from now on. What was there is left to its last reader: it holds nothing that must be closed."""
+        self._store = store
+
+
 class _Layer:
     """What one mount holds: the tree over its metadata's map, and its chunk store."""
 
     def __init__(self, add: AddMount, tree: Tree, store: ChunkStore, mapped: mmap.mmap) -> None:
         self.add = add
         self.tree = tree
-        self.store = store
+        self.store = _Replaceable(store)
         self._mapped = mapped
 
     def close(self) -> None:
@@ -63,6 +89,7 @@ class Worker:
         self._sock = sock
         self._make_store = make_store
         self._cache = new_cache()
+        self._layers: dict[str, _Layer] = {}
         self._send_lock = threading.Lock()
         self._failures = FailureReporter(self._emit)
         self._events = ThreadPoolExecutor(1, "events")  # a daemon that does not listen must not stop the event loop
@@ -115,6 +142,10 @@ class Worker:
                 return {"resent": self._add(workerproto.parse_add(message), fds.pop())}
             case "remove":
                 self._server.remove(str(message.get("mount_id")))
+                self._layers.pop(str(message.get("mount_id")), None)
+                return {}
+            case "update":
+                self._update(str(message.get("mount_id")), message.get("store"))
                 return {}
             case "stats":
                 return {"mounts": self._server.names(), "cached": self._cache.weight}
@@ -131,13 +162,23 @@ class Worker:
             os.close(fd)
             raise
         negotiated = Negotiated(*add.negotiated) if add.negotiated is not None else None
+        self._layers[add.mount_id] = layer
         session = Session(layer.tree, layer.store, functools.partial(self._on_failure, layer), negotiated)
         try:
             return self._server.add(add.mount_id, fd, session, owned=layer, takeover=add.takeover)
         except BaseException:
+            self._layers.pop(add.mount_id, None)
             os.close(fd)
             layer.close()
             raise
+
+    def _update(self, mount_id: str, store: object) -> None:
+        layer = self._layers.get(mount_id)
+        if layer is None:
+            raise NotFoundError(f"mount {mount_id} is not being served")
+        if not isinstance(store, dict):
+            raise InvalidError(f"mount {mount_id}: a store is described by an object, not by {store!r}")
+        layer.store.replace(self._make_store(store))
 
     def _open(self, add: AddMount) -> _Layer:
         try:
@@ -162,6 +203,7 @@ class Worker:
         self._events.submit(self._emit, Ready(mount_id, values, refused))
 
     def _on_gone(self, mount_id: str) -> None:
+        self._layers.pop(mount_id, None)
         self._events.submit(self._emit, Gone(mount_id))
         with self._changed:
             self._changed.notify_all()

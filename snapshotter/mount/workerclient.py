@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
@@ -101,6 +101,15 @@ class WorkerClient:
             UnavailableError: as in `add`.
         """
         self._ask({"do": "remove", "mount_id": mount_id})
+
+    def update(self, mount_id: str, store: Mapping[str, Any]) -> None:
+        """Have the mount's chunks come from the store that `store` describes, as in `AddMount`, from now on.
+
+        Raises:
+            NotFoundError: the worker does not serve it.
+            UnavailableError: as in `add`.
+        """
+        self._ask({"do": "update", "mount_id": mount_id, "store": dict(store)})
 
     def stats(self) -> dict[str, Any]:
         """What the worker holds: ``mounts`` (ids) and ``cached`` (weight of its decoded metadata).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from snapshotter.daemon.layers import Layers
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
-from snapshotter.format.annotations import MetadataLayer
+from snapshotter.format.annotations import MetadataLayer, PackPlace
 from snapshotter.format.codec import encode
 from snapshotter.format.compression import compress
 from snapshotter.format.digest import Digest, sha256, to_text
@@ -37,8 +38,15 @@ class Mounts:
         assert metadata.read_bytes() == MESSAGE
         self.mounted[name] = (mountpoint, metadata, source)
 
-    def unmount(self, name: str, mountpoint: Path) -> None:
-        assert self.mounted.pop(name)[0] == mountpoint
+    def update(self, mountpoint: Path, source: LayerSource) -> None:
+        name = self.at(mountpoint)
+        self.mounted[name] = (*self.mounted[name][:2], source)
+
+    def unmount(self, mountpoint: Path) -> None:
+        del self.mounted[self.at(mountpoint)]
+
+    def at(self, mountpoint: Path) -> str:
+        return next(name for name, mount in self.mounted.items() if mount[0] == mountpoint)
 
 
 class Cached:
@@ -90,6 +98,17 @@ def test_a_layer_is_fetched_checked_and_mounted_once(
     assert source.images == (image,)
     assert metadata.stat().st_mode & 0o777 == 0o600
     assert len(registry.matching("blobs", "GET")) == 1
+
+
+def test_a_mounted_layer_that_another_image_has_too_is_looked_for_there_first(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    layers = make(tmp_path, hosts, mounts)
+    one, two = PackPlace(sha256(b"one"), 10, 5), PackPlace(sha256(b"two"), 20, 5)
+    layers.ensure(replace(layer(), packs=(one,)), f"{registry.host}/app:1", "default")
+    layers.ensure(replace(layer(), packs=(two,)), f"{registry.host}/app:2", "default")
+    (_, _, source) = mounts.mounted[to_text(sha256(MESSAGE))]
+    assert source == LayerSource((two, one), (f"{registry.host}/app:2", f"{registry.host}/app:1"))
 
 
 @pytest.mark.parametrize(
