@@ -12,7 +12,7 @@ from typing import Any
 from snapshotter.errors import CorruptError, InvalidError, UnsupportedError
 from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK
 from snapshotter.format.digest import Digest, from_text, sha256, to_text
-from snapshotter.registry.base import Descriptor
+from snapshotter.registry.base import LOCAL_MANIFEST_MAX, MANIFEST_MAX, Descriptor
 from snapshotter.registry.documents import (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -48,16 +48,20 @@ class ImageManifest:
     annotations: Mapping[str, str]
 
 
-def parse_manifest(data: bytes, what: str) -> ImageManifest:
+def parse_manifest(data: bytes, what: str, *, local: bool = False) -> ImageManifest:
     """The image manifest `data`, OCI's or docker's schema 2; `what` names it in errors.
+
+    `local`: it may be one in upstream's layout, whose layers are chunks, so that only its size is bounded.
 
     Raises:
         CorruptError: it is no manifest.
     """
-    document = parse_object(data, what)
+    document = parse_object(data, what, LOCAL_MANIFEST_MAX if local else MANIFEST_MAX)
     layers = document.get("layers")
-    if not isinstance(layers, list) or len(layers) > LAYERS_MAX:
-        raise CorruptError(f"{what} has no list of at most {LAYERS_MAX} layers")
+    if not isinstance(layers, list):
+        raise CorruptError(f"{what} has no list of layers")
+    if not local and len(layers) > LAYERS_MAX:
+        raise CorruptError(f"{what} has {len(layers)} layers, at most {LAYERS_MAX} are read")
     annotations = document.get("annotations") or {}
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
         raise CorruptError(f"{what}: its annotations are not all text")

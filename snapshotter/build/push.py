@@ -96,7 +96,7 @@ def push(
 def _message(layout: Layout, descriptor: Descriptor, data: bytes, what: str) -> bytes:
     if is_index(descriptor.media_type):
         raise InvalidError(f"{what} is an index, not an image that puzzlefs build made")
-    layers = parse_manifest(data, what).layers
+    layers = parse_manifest(data, what, local=True).layers
     if not layers or layers[0].media_type != ROOTFS_TYPE:
         raise InvalidError(f"{what} is not an image that puzzlefs build made; for an ordinary image use puzzlefs convert")
     rootfs = layers[0]

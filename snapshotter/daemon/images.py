@@ -25,7 +25,7 @@ from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.registry import documents
-from snapshotter.registry.base import Descriptor
+from snapshotter.registry.base import LOCAL_MANIFEST_MAX, Descriptor
 from snapshotter.registry.layout import LayoutReader
 from snapshotter.registry.platforms import Platform, select
 
@@ -69,7 +69,7 @@ def _manifest(store: LayoutReader, reference: str, platform: Platform, name: str
     if documents.is_index(descriptor.media_type):
         entries = [documents.descriptor_from_json(entry, name) for entry in documents.parse_object(data, name)["manifests"]]
         _, data = store.manifest(to_text(select(entries, platform, name).digest))
-    return documents.parse_object(data, name)
+    return documents.parse_object(data, name, LOCAL_MANIFEST_MAX)
 
 
 def _open_upstream(store: LayoutReader, layers: Sequence[Descriptor]) -> tuple[Rootfs, ChunkStore]:

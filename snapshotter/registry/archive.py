@@ -269,7 +269,7 @@ class ArchiveWriter:
                     root = tempfile.mkdtemp(prefix=f".{self._path.name[:64]}.", suffix=".tmp", dir=self._path.parent)
                 except OSError as error:
                     raise os_failure(error, f"{self.name}: cannot write to {self._path.parent}") from error
-                self._layout = LayoutStore(Path(root), durable=False)
+                self._layout = LayoutStore(Path(root), durable=False, name=self.name)
             return self._layout
 
     def _write(self, root: Path) -> None:

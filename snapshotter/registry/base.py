@@ -15,6 +15,9 @@ from snapshotter.format.digest import Digest
 MANIFEST_MAX = 4 << 20
 """Largest manifest, index or configuration that is read, in bytes (the distribution specification's recommended limit)."""
 
+LOCAL_MANIFEST_MAX = 64 << 20
+"""The same for the manifest of an image in a layout: upstream's lists every chunk, so this is an image of some 25 GB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:

@@ -36,14 +36,14 @@ def canonical_json(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def parse_object(data: bytes, what: str) -> dict[str, Any]:
+def parse_object(data: bytes, what: str, limit: int = MANIFEST_MAX) -> dict[str, Any]:
     """The JSON object that `data` is; `what` names it in messages.
 
     Raises:
-        CorruptError: it is larger than `MANIFEST_MAX`, or none.
+        CorruptError: it is larger than `limit` bytes, or none.
     """
-    if len(data) > MANIFEST_MAX:
-        raise CorruptError(f"{what} is larger than {MANIFEST_MAX} bytes, the most that is read")
+    if len(data) > limit:
+        raise CorruptError(f"{what} is larger than {limit} bytes, the most that is read")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -95,17 +95,17 @@ def descriptor_to_json(descriptor: Descriptor) -> dict[str, Any]:
     return value
 
 
-def manifest_type(data: bytes, declared: str | None, what: str) -> str:
+def manifest_type(data: bytes, declared: str | None, what: str, limit: int = MANIFEST_MAX) -> str:
     """The media type of the manifest or index `data`, of which its place said `declared` (a Content-Type, or nothing).
 
     The document's own ``mediaType`` and `declared` must agree, and what it holds must be of that kind.
 
     Raises:
-        CorruptError: they contradict each other, or `data` is neither a manifest nor an index.
+        CorruptError: they contradict each other, or `data` is neither a manifest nor an index, or has more than `limit` bytes.
         UnsupportedError: it is docker's schema 1, or another kind.
     """
     declared = (declared or "").partition(";")[0].strip()
-    document = parse_object(data, what)
+    document = parse_object(data, what, limit)
     own = document.get("mediaType")
     if declared in _SCHEMA_1 or document.get("schemaVersion") == 1:
         raise UnsupportedError(f"{what} is in docker's schema 1, which no current tool writes; push the image again")

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Protocol
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.registry import layoutindex
-from snapshotter.registry.base import MANIFEST_MAX, Descriptor
+from snapshotter.registry.base import LOCAL_MANIFEST_MAX, MANIFEST_MAX, Descriptor
 from snapshotter.registry.documents import canonical_json, manifest_type, parse_object
 from snapshotter.registry.verified import Checker, verified
 
@@ -108,13 +108,13 @@ class LayoutReader:
         entry = layoutindex.find(self.index(), reference, self.name)
         what = f"manifest {reference!r} of {self.name}"
         with self._open(entry.digest) as extent:
-            if extent.size > MANIFEST_MAX:
-                raise CorruptError(f"{what} is larger than {MANIFEST_MAX} bytes, the most that is read")
+            if extent.size > LOCAL_MANIFEST_MAX:
+                raise CorruptError(f"{what} is larger than {LOCAL_MANIFEST_MAX} bytes, the most that is read")
             data = exactly(extent, 0, extent.size, what)
         digest = sha256(data)
         if digest != entry.digest:
             raise CorruptError(f"{what} is corrupt: its content has the digest {to_text(digest)}, not {to_text(entry.digest)}")
-        return Descriptor(manifest_type(data, entry.media_type or None, what), digest, len(data)), data
+        return Descriptor(manifest_type(data, entry.media_type or None, what, LOCAL_MANIFEST_MAX), digest, len(data)), data
 
     def only_image(self) -> str:
         """The digest, as text, of the one image that is here (see `layoutindex.only`)."""
@@ -221,12 +221,13 @@ class _Directory:
 class LayoutStore(LayoutReader):
     """The layout in the directory `root`, made by the first thing that is put into it. Holds nothing open."""
 
-    def __init__(self, root: Path, *, durable: bool = True) -> None:
-        """`durable` False leaves out every fsync, for layouts that do not outlive the process."""
+    def __init__(self, root: Path, *, durable: bool = True, name: str | None = None) -> None:
+        """`durable` False leaves out every fsync, for layouts that do not outlive the process; `name` is for messages."""
+        called = name or f"oci:{root}"
         self.root = root
-        self._directory = _Directory(root, f"oci:{root}")
+        self._directory = _Directory(root, called)
         self._durable = durable
-        super().__init__(f"oci:{root}", self._directory)
+        super().__init__(called, self._directory)
 
     def put_blob(self, blob: Descriptor, data: BinaryIO) -> bool:
         """See `ImageStore`. The blob's bytes are on the disk when this returns, its name when a tag is put."""
@@ -252,6 +253,8 @@ class LayoutStore(LayoutReader):
             layoutindex.check_tag(tag, self.name)
         if sha256(data) != manifest.digest or len(data) != manifest.size:
             raise CorruptError(f"{self.name}: the data of {what} is not what its descriptor says")
+        if len(data) > LOCAL_MANIFEST_MAX:
+            raise InvalidError(f"{self.name}: {what} would have {len(data)} bytes, at most {LOCAL_MANIFEST_MAX} are read")
         with self._writing(what):
             self._prepare()
             if not self._holds(manifest):

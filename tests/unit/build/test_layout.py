@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from snapshotter.build.documents import LAYERS_MAX
 from snapshotter.build.entries import from_rootfs, number
 from snapshotter.build.image import Options
 from snapshotter.build.layout import FILEDATA_TYPE, FILEDATA_ZSTD_TYPE, ROOTFS_TYPE, VERITY_ANNOTATION, build_layout
@@ -28,6 +29,7 @@ from snapshotter.registry.base import Descriptor
 from snapshotter.registry.layout import LayoutStore
 from tests.support.builds import SMALL
 from tests.support.chunks import some_chunks
+from tests.support.samples import noise
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "upstream"
 OPTIONS = Options(cutting=SMALL, workers=2)
@@ -207,6 +209,16 @@ def test_compressed_or_not_it_is_pushed_as_the_same_image(tree: Path, layout: La
     config = json.loads(blob(target, from_text(stored_manifest(target, "one")["config"]["digest"])))
     assert config["os"] == "linux"
     assert len(config["history"]) == len(config["rootfs"]["diff_ids"]) == 2
+
+
+def test_an_image_of_many_chunks_is_pushed(tmp_path: Path, layout: LayoutStore, target: LayoutStore) -> None:
+    """The manifest lists every chunk: more descriptors than an ordinary image may have layers."""
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "noise").write_bytes(noise(800_000, 7))
+    build_layout(tmp_path / "big", layout, "v1", options=OPTIONS)
+    assert len(stored_manifest(layout, "v1")["layers"]) > LAYERS_MAX
+    push(layout, "v1", target, "v1", options=OPTIONS)
+    assert pushed_files(target, "v1") == layout_files(layout, "v1")
 
 
 GOLDEN_TAGS = [

@@ -233,3 +233,11 @@ def test_the_digest_decides_in_an_archive_too(tmp_path: Path, members: dict[str,
     with pytest.raises(CorruptError, match=to_text(BLOB.digest)), reader.open_blob(BLOB) as stream:
         stream.read()
     reader.close()
+
+
+def test_a_failure_names_the_archive_and_not_where_it_is_gathered(tmp_path: Path) -> None:
+    writer = ArchiveWriter(tmp_path / "x.tar")
+    writer.put_blob(BLOB, io.BytesIO(DATA))
+    with pytest.raises(NotFoundError, match=rf"oci-archive:{tmp_path}/x.tar has no image"):
+        writer.manifest("v1")
+    writer.close()

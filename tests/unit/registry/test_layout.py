@@ -11,7 +11,7 @@ import pytest
 
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError
 from snapshotter.format.digest import sha256, to_text
-from snapshotter.registry.base import MANIFEST_MAX, Descriptor
+from snapshotter.registry.base import LOCAL_MANIFEST_MAX, MANIFEST_MAX, Descriptor
 from snapshotter.registry.documents import OCI_MANIFEST, canonical_json, descriptor_to_json
 from snapshotter.registry.layout import LayoutStore
 
@@ -36,6 +36,21 @@ def write_index(root: Path, *entries: object, **more: object) -> None:
 
 def entry(digest: str, **annotations: str) -> dict[str, object]:
     return {"mediaType": OCI_MANIFEST, "digest": digest, "size": 2, "annotations": annotations}
+
+
+def test_a_local_manifest_may_be_larger_than_a_registrys(tmp_path: Path) -> None:
+    """Upstream's manifests list every chunk, so an image of 2 GB has one of more than 4 MiB."""
+    store = LayoutStore(tmp_path, durable=False)
+    data = canonical_json({"schemaVersion": 2, "layers": [], "config": {}, "annotations": {"x": "y" * MANIFEST_MAX}})
+    store.put_manifest(Descriptor(OCI_MANIFEST, sha256(data), len(data)), data, "v1")
+    assert store.manifest("v1")[1] == data
+
+
+def test_a_manifest_that_nobody_would_read_is_not_written(tmp_path: Path) -> None:
+    store = LayoutStore(tmp_path, durable=False)
+    data = b"{" + b" " * LOCAL_MANIFEST_MAX + b"}"
+    with pytest.raises(InvalidError, match="at most"):
+        store.put_manifest(Descriptor(OCI_MANIFEST, sha256(data), len(data)), data, "v1")
 
 
 def test_a_layout_has_the_files_of_the_specification_and_canonical_json(tmp_path: Path) -> None:
