@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -68,7 +69,6 @@ def convert(
             options=Options(level=level, temporary=temporary),
             report=_shown(report),
         )
-        dst.store.close()
     _print(target, done, as_json)
 
 
@@ -104,7 +104,6 @@ def push(
             options=Options(level=level, temporary=temporary),
             report=_shown(report),
         )
-        dst.store.close()
     _print(target, done, as_json)
 
 
@@ -115,14 +114,35 @@ _Places = tuple[transports.Opened, transports.Opened, Location, Sequence[tuple[I
 def _places(source: str, destination: str, reuse: Sequence[str], config_path: Path | None) -> Iterator[_Places]:
     """Source, destination, where the latter is, and the images to reuse; all texts are checked before anything is touched."""
     src, dst, extra = transports.parse(source), transports.parse(destination), [transports.parse(text) for text in reuse]
-    with contextlib.ExitStack() as stack:
+    with _ended_by_sigterm(), contextlib.ExitStack() as stack:
         hosts: Registries = stack.enter_context(registries(config_path))
         opened = transports.open_source(src, hosts)
         stack.callback(opened.store.close)
         named = [transports.open_source(location, hosts) for location in extra]
         for place in named:
             stack.callback(place.store.close)
-        yield opened, transports.open_destination(dst, hosts), dst, [(place.store, place.reference) for place in named]
+        target = transports.open_destination(dst, hosts)
+        stack.callback(target.store.close)  # writes an archive if all went well, and removes what was gathered if it did not
+        yield opened, target, dst, [(place.store, place.reference) for place in named]
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as SIGINT does, so that what it has begun is cleaned up."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    for number, old in zip(numbers, before, strict=True):
+        if old != signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)
 
 
 def _served_as(location: Location) -> str | None:

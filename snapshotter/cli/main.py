@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib import import_module
@@ -38,6 +39,12 @@ class _Commands(click.Group):
             raise TypeError(f"{_COMMANDS[cmd_name]}.{cmd_name} is no command")
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None  # click would print an empty line of its own before it raises this
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="puzzlefs")
@@ -51,6 +58,8 @@ def puzzlefs() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit. Nothing but one line goes to stderr when it fails; PUZZLEFS_DEBUG=1 adds the traceback."""
+    # Without a handler, logging prints what the packages below warn of; what matters of it is in the error's line.
+    logging.getLogger("snapshotter").addHandler(logging.NullHandler())
     try:
         puzzlefs.main(args=arguments, prog_name="puzzlefs", standalone_mode=False)
         sys.exit(0)
