@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore
@@ -51,12 +52,15 @@ class Extracted:
 def extract(rootfs: Rootfs, store: ChunkStore, directory: str | bytes | os.PathLike[str]) -> Extracted:
     """Write `rootfs` into `directory`, which must be empty or not exist; it gets the root's owner, mode and times.
 
+    If that fails, or is interrupted, the directory is empty again, or gone if it was not there.
+
     Raises:
         AlreadyExistsError: `directory` is not empty.
         FailedPreconditionError: it cannot be written.
         CorruptError: the metadata breaks a rule. And what `store` raises.
     """
     path = os.fsencode(directory)
+    existed = os.path.lexists(path)
     try:
         os.makedirs(path, exist_ok=True)
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -65,9 +69,27 @@ def extract(rootfs: Rootfs, store: ChunkStore, directory: str | bytes | os.PathL
     try:
         if os.listdir(top):
             raise AlreadyExistsError(f"{os.fsdecode(path)} is not empty; extract into a directory of its own")
-        return _Extraction(rootfs, _Chunks(store), top, os.fsdecode(path)).run()
+        try:
+            return _Extraction(rootfs, _Chunks(store), top, os.fsdecode(path)).run()
+        except BaseException:
+            _clear(top)
+            if not existed:
+                with suppress(OSError):
+                    os.rmdir(path)
+            raise
     finally:
         os.close(top)
+
+
+def _clear(top: int) -> None:
+    """Delete what was written so far, so that nothing takes it for the image, and the next attempt finds room."""
+    for name in os.listdir(top):
+        try:
+            os.unlink(name, dir_fd=top)
+        except IsADirectoryError:
+            shutil.rmtree(name, ignore_errors=True, dir_fd=top)
+        except OSError:
+            continue
 
 
 class _Extraction:

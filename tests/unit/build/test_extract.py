@@ -169,3 +169,24 @@ def test_a_missing_chunk_says_for_which_file(builder: Builder, tmp_path: Path) -
         extract(rootfs, builder, tmp_path / "out")
     assert any("out/f was written" in note for note in caught.value.__notes__)
     rootfs.close()
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_failure_leaves_nothing_half_written(existed: bool, builder: Builder, tmp_path: Path) -> None:
+    layer = Layer()
+    layer.directory(b"a", **mine())
+    layer.file(b"a/good", b"", **mine())
+    layer.file(b"b", b"x" * 5000, **mine())
+    rootfs = builder.rootfs(builder.tar(layer.tar()))
+    out = tmp_path / "out"
+    if existed:
+        out.mkdir()
+
+    class Nothing(OneChunk):
+        def get(self, wanted: Sequence[object]) -> list[bytes]:
+            raise ChunkMissingError("there is none")
+
+    with pytest.raises(ChunkMissingError):
+        extract(rootfs, Nothing(b""), out)
+    rootfs.close()
+    assert (list(out.iterdir()) if existed else list(tmp_path.iterdir())) == []
