@@ -50,6 +50,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         FailedPreconditionError: another daemon serves this root or address, or they cannot be used safely.
         InvalidError: the address cannot be one.
     """
+    _check_address(config.address)
     prepare_root(config.root)
     with contextlib.ExitStack() as stack:
         registries = stack.enter_context(Registries(lambda host: config.registries.get(host, RegistryConfig())))
@@ -82,10 +83,17 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         yield
 
 
-def _listen(server: grpc.Server, address: Path) -> None:
-    """Bind the server to a socket that only root can use, in place of one that a dead daemon left."""
+def _check_address(address: Path) -> None:
+    """Refuse what cannot be a socket's path, before anything is started; a file that is there and is none is left alone."""
     if len(os.fsencode(address)) > SOCKET_PATH_MAX:
         raise InvalidError(f"{address}: a socket's path has at most {SOCKET_PATH_MAX} bytes; choose a shorter address")
+    if address.exists() and not address.is_socket():
+        raise FailedPreconditionError(f"{address} is there and is no socket: choose another address")
+
+
+def _listen(server: grpc.Server, address: Path) -> None:
+    """Bind the server to a socket that only root can use, in place of one that a dead daemon left."""
+    _check_address(address)
     address.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     if address.exists():
         with socket.socket(socket.AF_UNIX) as probe:

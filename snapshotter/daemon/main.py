@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -71,7 +72,11 @@ def main() -> None:
     except click.ClickException as error:
         print(f"puzzlefs-snapshotter: {error.format_message()}", file=sys.stderr)
         sys.exit(2)
-    except (PuzzlefsError, OSError) as error:
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        print(f"puzzlefs-snapshotter: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+    except PuzzlefsError as error:
         print(f"puzzlefs-snapshotter: {error}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)

@@ -143,3 +143,16 @@ def test_daemon_configuration(text: str | None, says: str, tmp_path: Path) -> No
     assert code == CANNOT_START, line
     assert not (tmp_path / "root").exists()
     assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "directory"])
+def test_daemon_address_that_is_taken(name: str, tmp_path: Path) -> None:
+    """An address where something else lies: it stays, and nothing is started or made."""
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "directory").mkdir()
+    command = ("--root", str(tmp_path / "root"), "--address", str(tmp_path / name))
+    code, line = _complaint(run(program("puzzlefs-snapshotter"), *command, check=False))
+    assert str(tmp_path / name) in line
+    assert code == CANNOT_START, line
+    assert (tmp_path / "file").read_text() == "precious"
+    assert not (tmp_path / "root").exists()
