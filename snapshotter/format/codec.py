@@ -1,19 +1,20 @@
-"""Between Cap'n Proto messages and the values of `model`: the only module that knows pycapnp.
+"""Between Cap'n Proto messages and the values of `model`: what schema/*.capnp says, in code.
 
-Reading goes through pycapnp, in place: nothing is parsed before it is asked for. What is read may be hostile, so every
-value is checked as it becomes a model value, and a broken rule is a `CorruptError`; pycapnp's own limit on traversal is
-replaced by bounds on every list, since a mounted layer is read for as long as the node runs. Writing lays the message out
-by hand (`message`), in the order of construction that upstream's builder has.
+Rootfs metadata is read by hand (`reader`), in place: nothing is parsed before it is asked for, and every FUSE request that
+is not in a cache comes here; pycapnp takes several times as long (docs/decisions/metadata-reader.md). What is read may be
+hostile, so every value is checked as it becomes a model value, and a broken rule is a `CorruptError`. The index of a pack,
+read once and in whole columns, goes through pycapnp, which only this module knows. Writing lays the message out by hand
+(`message`), in the order of construction that upstream's builder has.
 """
 
 from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import capnp
 
@@ -31,6 +32,7 @@ from snapshotter.format.model import (
     RootfsContent,
     Xattr,
 )
+from snapshotter.format.reader import MessageReader, Shape, StructList
 
 MANIFEST_VERSION = 3
 LAYERS_MAX = 1024
@@ -48,6 +50,26 @@ FILE_MAX = (1 << 63) - 1
 _NO_LIMIT = 1 << 60
 _NESTING_MAX = 16
 
+_NAME_SHOWN = 300
+"""Bytes of a name that are read even if it is too long, for the message."""
+_NO_NAMES = (b".", b"..")
+_KINDS = tuple(Kind)
+
+# schema/puzzlefs.capnp, one shape a struct: its data section in the order of the bytes, and its pointers.
+_ROOTFS = Shape("Q", 2)  # manifestVersion; metadatas, fsVerityData
+_VECTOR = Shape("", 1)  # inodes
+_VERITY = Shape("", 2)  # digest, verity
+_INODE = Shape("QHHIIIq", 2)  # ino, mode, permissions, uid, gid, mtimeNsec, mtime; mode's, additional
+_INO = Shape("Q", 0)
+_INO_AND_KIND = Shape("QHHI", 0)
+_DEVICE = Shape("QQ", 0)  # major, minor
+_DIR = Shape("Q", 1)  # lookBelow in bit 0; entries
+_ENTRY = Shape("Q", 1)  # ino; name
+_CHUNK = Shape("Q", 1)  # len; blob
+_BLOB = Shape("QQ", 1)  # offset, compressed in bit 0; digest
+_ADDITIONAL = Shape("", 2)  # xattrs, symlinkTarget
+_XATTR = Shape("", 2)  # key, val
+
 _T = TypeVar("_T")
 
 
@@ -57,7 +79,6 @@ def _load(name: str) -> Any:
         return capnp.load(str(path))
 
 
-_rootfs_schema = _load("puzzlefs.capnp")
 _pack_schema = _load("pack.capnp")
 
 
@@ -69,10 +90,26 @@ def _checked(read: Callable[[], _T]) -> _T:
         raise CorruptError(f"malformed Cap'n Proto message: {str(error).splitlines()[0][:200]}") from None
 
 
+class ScannedInode(NamedTuple):
+    """What one pass over all inodes tells of each: cheap to read, and only what it takes for that is checked.
+
+    `opaque`: a directory that does not look below. `size`: bytes of a file. `links`: the numbers that a directory names,
+    with repeats. An inode whose pointers are malformed is of kind UNKNOWN here and has nothing.
+    """
+
+    ino: int
+    kind: Kind
+    has_xattrs: bool
+    opaque: bool
+    size: int
+    links: Sequence[int]
+
+
 class RootfsMessage:
     """A rootfs metadata message, read in place from `data` (bytes or a map of a file, which must stay as it is).
 
-    Layers are numbered from 0, the newest. Rows count from 0 within a layer's list of inodes.
+    Layers are numbered from 0, the newest. Rows count from 0 within a layer's list of inodes. Safe to use from several
+    threads.
     """
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
@@ -85,27 +122,23 @@ class RootfsMessage:
         """The size of the message: an upper bound for everything that it can honestly list."""
         if self.words < 2 or len(data) % 8:
             raise CorruptError(f"not a rootfs metadata message: {len(data)} bytes")
-
-        def open_message() -> None:
-            context = _rootfs_schema.Rootfs.from_bytes(data, traversal_limit_in_words=_NO_LIMIT, nesting_limit=_NESTING_MAX)
-            self._root = context.__enter__()
-            self._context = context
-            version = self._root.manifestVersion
-            if version != MANIFEST_VERSION:
-                raise CorruptError(f"manifest version {version} is not readable by this program (it reads {MANIFEST_VERSION})")
-            vectors = self._root.metadatas
-            if not 1 <= len(vectors) <= LAYERS_MAX:
-                raise CorruptError(f"{len(vectors)} metadata layers, expected 1 to {LAYERS_MAX}")
-            self._layers = [self._bounded(vector.inodes, "inodes") for vector in vectors]
-            self._verity = self._bounded(self._root.fsVerityData, "fs-verity digests")
-
-        _checked(open_message)
+        self._reader = reader = MessageReader(data)
+        segment, at, (version, vectors_pointer, verity_pointer) = reader.root(_ROOTFS)
+        if version != MANIFEST_VERSION:
+            raise CorruptError(f"manifest version {version} is not readable by this program (it reads {MANIFEST_VERSION})")
+        vectors = reader.structs(segment, at, vectors_pointer)
+        if not 1 <= vectors.length <= LAYERS_MAX:
+            raise CorruptError(f"{vectors.length} metadata layers, expected 1 to {LAYERS_MAX}")
+        step = vectors.data_words + vectors.pointers
+        self._layers = [
+            self._list(vectors.segment, vectors.word + row * step + vectors.data_words, pointer, "inodes")
+            for row, (pointer,) in enumerate(reader.rows(vectors, _VECTOR))
+        ]
+        self._verity = self._list(segment, at + 1, verity_pointer, "fs-verity digests")
 
     def close(self) -> None:
         """Let go of the data. Reading afterwards is a programming error."""
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
+        self._reader.close()
 
     @property
     def layers(self) -> int:
@@ -114,41 +147,21 @@ class RootfsMessage:
 
     def inode_count(self, layer: int) -> int:
         """How many inodes `layer` lists."""
-        return len(self._layers[layer])
+        return self._layers[layer].length
 
     @property
     def verity_count(self) -> int:
         """How many chunks the message has fs-verity digests for."""
-        return len(self._verity)
+        return self._verity.length
 
     def ino_at(self, layer: int, row: int) -> int:
         """The number of the inode in `row`."""
-        number: int = _checked(lambda: self._layers[layer][row].ino)
+        number: int = self._reader.row(self._layers[layer], row, _INO)[0]
         return number
 
     def kind_at(self, layer: int, row: int) -> Kind:
         """The type of the inode in `row`, without reading the rest of it."""
-        return _checked(lambda: _KINDS[self._layers[layer][row].mode.which()])
-
-    def links_at(self, layer: int, row: int) -> list[int]:
-        """The numbers that the directory in `row` names, with repeats, names unread; nothing for other types."""
-
-        def read() -> list[int]:
-            mode = self._layers[layer][row].mode
-            if mode.which() != "dir":
-                return []
-            return [entry.ino for entry in self._bounded(mode.dir.entries, "directory entries")]
-
-        return _checked(read)
-
-    def has_xattrs_at(self, layer: int, row: int) -> bool:
-        """Whether the inode in `row` has extended attributes."""
-
-        def read() -> bool:
-            inode = self._layers[layer][row]
-            return inode._has("additional") and len(inode.additional.xattrs) > 0
-
-        return _checked(read)
+        return _kind(self._reader.row(self._layers[layer], row, _INO_AND_KIND)[1])
 
     def inode_at(self, layer: int, row: int) -> Inode:
         """The inode in `row`, whole and checked.
@@ -156,36 +169,20 @@ class RootfsMessage:
         Raises:
             CorruptError: it breaks a rule; the message names the inode and the rule.
         """
-        return _checked(lambda: self._inode(self._layers[layer][row]))
-
-    def verity_at(self, row: int) -> ChunkVerity:
-        """Row `row` of the fs-verity digests."""
-
-        def read() -> ChunkVerity:
-            pair = self._verity[row]
-            digest, verity = pair.digest, pair.verity
-            if len(digest) != 32 or len(verity) != 32:
-                raise CorruptError(f"fs-verity digest {row}: digests must have 32 bytes")
-            return ChunkVerity(Digest(digest), verity)
-
-        return _checked(read)
-
-    def _bounded(self, values: Any, what: str) -> Any:
-        # An honest list takes at least a word an element. One of structs without size would not, and could claim 2^29.
-        if len(values) > self.words:
-            raise CorruptError(f"{len(values)} {what} in a message of {self.words} words")
-        return values
-
-    def _inode(self, inode: Any) -> Inode:
-        ino = inode.ino
-        mode = inode.mode
-        kind = _KINDS[mode.which()]
-        permissions, nsec = inode.permissions, inode.mtimeNsec
+        inodes = self._layers[layer]
+        fields = self._reader.row(inodes, row, _INODE)
+        ino, which, permissions, uid, gid, nsec, mtime, mode, additional = fields
+        segment = inodes.segment
+        at = inodes.word + row * (inodes.data_words + inodes.pointers) + inodes.data_words
+        kind = _kind(which)
         if permissions > 0o7777:
             raise CorruptError(f"inode {ino}: permissions {permissions:#o} exceed 0o7777")
         if nsec > 999_999_999:
             raise CorruptError(f"inode {ino}: {nsec} nanoseconds are more than a second")
-        xattrs, target = self._additional(ino, inode)
+        xattrs: Sequence[Xattr] = ()
+        target: bytes | None = None
+        if additional:
+            xattrs, target = self._additional(ino, segment, at + 1, additional)
         if (target is not None) != (kind is Kind.LNK):
             raise CorruptError(f"inode {ino}: a symlink has a target, and nothing else has one")
         entries: Sequence[DirEntry] = ()
@@ -193,75 +190,148 @@ class RootfsMessage:
         look_below = False
         device = (0, 0)
         if kind is Kind.FILE:
-            chunks = self._chunks(ino, mode.file)
+            chunks = self._chunks(ino, self._list(segment, at, mode, "file chunks"))
         elif kind is Kind.DIR:
-            directory = mode.dir
-            look_below = directory.lookBelow
-            entries = self._entries(ino, directory.entries)
-        elif kind in (Kind.CHR, Kind.BLK):
-            pair = mode.chr if kind is Kind.CHR else mode.blk
-            device = (pair.major, pair.minor)
+            look_below, stored = self._directory(segment, at, mode)
+            entries = self._entries(ino, stored)
+        elif kind is Kind.CHR or kind is Kind.BLK:
+            device = self._reader.struct(segment, at, mode, _DEVICE)[2]
             if device[0] > MAJOR_MAX or device[1] > MINOR_MAX:
                 raise CorruptError(f"inode {ino}: device {device[0]}:{device[1]} does not exist on Linux")
-        return Inode(
-            ino, kind, permissions, inode.uid, inode.gid, inode.mtime, nsec, device, entries, look_below, chunks, xattrs, target
-        )
+        return Inode(ino, kind, permissions, uid, gid, mtime, nsec, device, entries, look_below, chunks, xattrs, target)
 
-    def _additional(self, ino: int, inode: Any) -> tuple[Sequence[Xattr], bytes | None]:
-        if not inode._has("additional"):
-            return (), None
-        additional = inode.additional
+    def scan(self, layer: int) -> Iterator[ScannedInode]:
+        """All inodes of `layer` in the order of their rows, at the least cost for each.
+
+        Raises:
+            CorruptError: directories share their lists of entries, which would make the work quadratic.
+        """
+        inodes = self._layers[layer]
+        segment = inodes.segment
+        step = inodes.data_words + inodes.pointers
+        at = inodes.word + inodes.data_words
+        # What directories and files list takes more than a word an element, unless they share lists.
+        entries_left = chunks_left = self.words
+        for ino, which, _, _, _, _, _, mode, additional in self._reader.rows(inodes, _INODE):
+            has_xattrs = opaque = False
+            size = 0
+            links: Sequence[int] = ()
+            try:
+                kind = _kind(which)
+                if additional:
+                    has_xattrs = self._has_xattrs(segment, at + 1, additional)
+                if kind is Kind.FILE:
+                    stored = self._list(segment, at, mode, "file chunks")
+                    chunks_left -= stored.length
+                    if chunks_left >= 0:
+                        size = sum(length for length, _ in self._reader.rows(stored, _CHUNK))
+                elif kind is Kind.DIR:
+                    look_below, stored = self._directory(segment, at, mode)
+                    opaque = not look_below
+                    entries_left -= stored.length
+                    if entries_left >= 0:
+                        links = [number for number, _ in self._reader.rows(stored, _ENTRY)]
+            except CorruptError:
+                kind = Kind.UNKNOWN
+            if entries_left < 0:
+                raise CorruptError("rootfs metadata: its directories have more entries than inodes could account for")
+            yield ScannedInode(ino, kind, has_xattrs, opaque, size, links)
+            at += step
+
+    def verity_at(self, row: int) -> ChunkVerity:
+        """Row `row` of the fs-verity digests."""
+        pairs = self._verity
+        digest, verity = self._reader.row(pairs, row, _VERITY)
+        at = pairs.word + row * (pairs.data_words + pairs.pointers) + pairs.data_words
+        name, name_length = self._reader.data(pairs.segment, at, digest, 32)
+        value, value_length = self._reader.data(pairs.segment, at + 1, verity, 32)
+        if name_length != 32 or value_length != 32:
+            raise CorruptError(f"fs-verity digest {row}: digests must have 32 bytes")
+        return ChunkVerity(Digest(name), value)
+
+    def _list(self, segment: int, at: int, pointer: int, what: str) -> StructList:
+        # An honest list takes at least a word an element. One of structs without size would not, and could claim 2^29.
+        found = self._reader.structs(segment, at, pointer)
+        if found.length > self.words:
+            raise CorruptError(f"{found.length} {what} in a message of {self.words} words")
+        return found
+
+    def _directory(self, segment: int, at: int, pointer: int) -> tuple[bool, StructList]:
+        """Whether it looks below, and its entries."""
+        segment, at, (flags, entries) = self._reader.struct(segment, at, pointer, _DIR)
+        return bool(flags & 1), self._list(segment, at, entries, "directory entries")
+
+    def _has_xattrs(self, segment: int, at: int, pointer: int) -> bool:
+        segment, at, (xattrs, _) = self._reader.struct(segment, at, pointer, _ADDITIONAL)
+        return self._reader.structs(segment, at, xattrs).length > 0
+
+    def _additional(self, ino: int, segment: int, at: int, pointer: int) -> tuple[Sequence[Xattr], bytes | None]:
+        segment, at, (xattrs, target) = self._reader.struct(segment, at, pointer, _ADDITIONAL)
+        found = self._xattrs(ino, self._list(segment, at, xattrs, "xattrs")) if xattrs else ()
+        if not target:
+            return found, None
+        value, length = self._reader.data(segment, at + 1, target, SYMLINK_MAX)
+        if not 0 < length <= SYMLINK_MAX or b"\0" in value:
+            raise CorruptError(f"inode {ino}: symlink target of {length} bytes, or with a NUL in it")
+        return found, value
+
+    def _xattrs(self, ino: int, stored: StructList) -> Sequence[Xattr]:
+        reader = self._reader
         xattrs = []
-        for pair in self._bounded(additional.xattrs, "xattrs"):
-            key, value = pair.key, pair.val
-            if not 0 < len(key) <= XATTR_KEY_MAX or b"\0" in key or len(value) > XATTR_VALUE_MAX:
-                raise CorruptError(f"inode {ino}: xattr with a key of {len(key)} and a value of {len(value)} bytes")
+        total = 0
+        at = stored.word + stored.data_words
+        for key_pointer, value_pointer in reader.rows(stored, _XATTR):
+            key, key_length = reader.data(stored.segment, at, key_pointer, XATTR_KEY_MAX)
+            value, length = reader.data(stored.segment, at + 1, value_pointer, XATTR_VALUE_MAX)
+            if not 0 < key_length <= XATTR_KEY_MAX or b"\0" in key or length > XATTR_VALUE_MAX:
+                raise CorruptError(f"inode {ino}: xattr with a key of {key_length} and a value of {length} bytes")
+            total += length
+            if total > self.words * 8:
+                raise CorruptError(f"inode {ino}: xattrs share their values, which are longer together than the message")
             xattrs.append(Xattr(key, value))
-        if not additional._has("symlinkTarget"):
-            return xattrs, None
-        target = additional.symlinkTarget
-        if not 0 < len(target) <= SYMLINK_MAX or b"\0" in target:
-            raise CorruptError(f"inode {ino}: symlink target of {len(target)} bytes, or with a NUL in it")
-        return xattrs, target
+            at += stored.data_words + stored.pointers
+        return xattrs
 
-    def _entries(self, ino: int, stored: Any) -> Sequence[DirEntry]:
-        entries = [DirEntry(entry.ino, entry.name) for entry in self._bounded(stored, "directory entries")]
-        names = {entry.name for entry in entries}
-        if len(names) != len(entries):
+    def _entries(self, ino: int, stored: StructList) -> Sequence[DirEntry]:
+        reader = self._reader
+        segment, word, _, data_words, pointers = stored
+        entries = []
+        at = word + data_words
+        for number, pointer in reader.rows(stored, _ENTRY):
+            name, length = reader.data(segment, at, pointer, _NAME_SHOWN)
+            if not 0 < length <= NAME_MAX or b"/" in name or b"\0" in name or name in _NO_NAMES:
+                raise CorruptError(f"inode {ino}: {name!r} is no name for a directory entry")
+            entries.append(DirEntry(number, name))
+            at += data_words + pointers
+        if len({entry.name for entry in entries}) != len(entries):
             raise CorruptError(f"inode {ino}: a directory with two entries of the same name")
-        for name in names:
-            if not 0 < len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
-                raise CorruptError(f"inode {ino}: {name[:300]!r} is no name for a directory entry")
         return entries
 
-    def _chunks(self, ino: int, stored: Any) -> Sequence[FileChunk]:
+    def _chunks(self, ino: int, stored: StructList) -> Sequence[FileChunk]:
+        reader = self._reader
+        segment, word, _, data_words, pointers = stored
         chunks = []
         size = 0
-        for piece in self._bounded(stored, "file chunks"):
-            blob = piece.blob
-            digest, offset, length = blob.digest, blob.offset, piece.len
-            if len(digest) != 32:
-                raise CorruptError(f"inode {ino}: a chunk's digest has {len(digest)} bytes instead of 32")
+        at = word + data_words
+        for length, pointer in reader.rows(stored, _CHUNK):
+            place, digest_at, (offset, flags, digest_pointer) = reader.struct(segment, at, pointer, _BLOB)
+            digest, digest_length = reader.data(place, digest_at, digest_pointer, 32)
+            if digest_length != 32:
+                raise CorruptError(f"inode {ino}: a chunk's digest has {digest_length} bytes instead of 32")
             if length == 0 or offset + length > CHUNK_MAX:
                 raise CorruptError(f"inode {ino}: bytes {offset}+{length} of a chunk, which has at most {CHUNK_MAX}")
             size += length
-            chunks.append(FileChunk(Digest(digest), offset, length, blob.compressed))
+            chunks.append(FileChunk(Digest(digest), offset, length, flags & 1 == 1))
+            at += data_words + pointers
         if size > FILE_MAX:
             raise CorruptError(f"inode {ino}: a file of {size} bytes")
         return chunks
 
 
-_KINDS = {
-    "unknown": Kind.UNKNOWN,
-    "fifo": Kind.FIFO,
-    "chr": Kind.CHR,
-    "dir": Kind.DIR,
-    "blk": Kind.BLK,
-    "file": Kind.FILE,
-    "lnk": Kind.LNK,
-    "sock": Kind.SOCK,
-    "wht": Kind.WHT,
-}
+def _kind(discriminant: int) -> Kind:
+    if discriminant >= len(_KINDS):
+        raise CorruptError(f"malformed Cap'n Proto message: an inode of type {discriminant}, which the schema does not know")
+    return _KINDS[discriminant]
 
 
 def encode(content: RootfsContent, *, times: bool = True) -> bytes:

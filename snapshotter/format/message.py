@@ -1,8 +1,8 @@
 """Writes Cap'n Proto messages with a layout of its own rules, because the layout is part of the canonical form.
 
-pycapnp's allocator places objects differently and may change with its version, so it reads messages but does not write
-ours. The rules are those of the allocator that upstream's implementation uses (capnp for Rust, ``HeapAllocator``), so that
-equal content gives equal bytes there and here:
+pycapnp's allocator places objects differently and may change with its version, so it does not write ours. The rules are
+those of the allocator that upstream's implementation uses (capnp for Rust, ``HeapAllocator``), so that equal content gives
+equal bytes there and here:
 
 * Word 0 of segment 0 is the root pointer.
 * An object of n words goes to the end of the segment that holds the pointer to it, if n words are free there.

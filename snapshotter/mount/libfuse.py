@@ -20,11 +20,12 @@ import trio
 
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.errors import CorruptError, FailedPreconditionError, NotFoundError
+from snapshotter.format.rootfs import BLOCK_SIZE
 from snapshotter.mount import wire
 from snapshotter.mount.errnos import errno_of
 from snapshotter.mount.mounting import raise_read_ahead
 from snapshotter.mount.session import Failure
-from snapshotter.mount.tree import BLOCK_SIZE, Attributes, Tree, read_pieces
+from snapshotter.mount.tree import Attributes, Tree, read_pieces
 
 _log = logging.getLogger(__name__)
 
@@ -132,8 +133,6 @@ class _Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """GETXATTR."""
         with self._errors(inode):
-            if not self._tree.answers_xattrs:
-                raise pyfuse3.FUSEError(errno.ENOSYS)
             value = self._tree.xattrs(inode).get(name)
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)

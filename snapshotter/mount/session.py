@@ -17,9 +17,10 @@ from typing import NamedTuple
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.errors import CorruptError, NotFoundError, PuzzlefsError, UnsupportedError
 from snapshotter.format.model import ROOT_INO
+from snapshotter.format.rootfs import BLOCK_SIZE
 from snapshotter.mount import wire
 from snapshotter.mount.errnos import errno_of
-from snapshotter.mount.tree import BLOCK_SIZE, Tree, read_pieces
+from snapshotter.mount.tree import Tree, read_pieces
 from snapshotter.mount.wire import Negotiated, Opcode, Request
 
 Buffers = Sequence[bytes | memoryview]
@@ -203,9 +204,11 @@ class Session:
             yield prefix, entry.ino, cookie, attributes.mode, entry.name
 
     def _getxattr(self, request: Request) -> bytes:
-        if not self.tree.answers_xattrs:
-            raise _ErrnoError(errno.ENOSYS)  # the kernel remembers it (fc->no_getxattr) and asks no more
+        # Never ENOSYS, which the kernel would remember: getxattr(2) would fail with EOPNOTSUPP, and containerd's differ takes only
+        # ENODATA for "no capabilities" (continuity, fs/diff_unix.go), so that no container on such a layer could be committed.
         size, name = wire.parse_getxattr(request)
+        if not self.tree.answers_xattrs:
+            raise _ErrnoError(errno.ENODATA)
         value = self.tree.xattrs(request.nodeid).get(name)
         if value is None:
             raise _ErrnoError(errno.ENODATA)

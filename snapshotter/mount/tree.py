@@ -40,9 +40,6 @@ OVERLAY_PREFIX = b"trusted.overlay."
 DIRECTORY_SIZE = 4096
 """``st_size`` of every directory, as ext4 shows for a small one: the format knows none, and 0 makes some tools skip it."""
 
-BLOCK_SIZE = 4096
-"""``st_blksize``, and what statfs(2) counts in."""
-
 CACHE_WEIGHT = 1 << 16
 """Inodes, directory entries and file chunks that are kept decoded, for all trees that share a cache: about 12 MB at most."""
 BATCH_CHUNKS = 32
@@ -94,12 +91,13 @@ class TreeStats(NamedTuple):
 
 
 class _Node:
-    """A decoded inode, and where its chunks end in the file (computed when first needed)."""
+    """A decoded inode, and what is computed of it when first needed: where its chunks end, how many directories are in it."""
 
-    __slots__ = ("_ends", "inode")
+    __slots__ = ("_ends", "inode", "subdirectories")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
+        self.subdirectories: int | None = None
         self._ends: array[int] | None = None
 
     @property
@@ -146,9 +144,7 @@ class Tree:
         self._cache = cache if cache is not None else new_cache()
         self._number = next(_tree_numbers)
         self._lock = threading.Lock()
-        self._stats: TreeStats | None = None
         self._parents: Mapping[int, int] | None = None
-        self._answers_xattrs: bool | None = None
 
     def close(self) -> None:
         """Let go of the metadata. Using the tree afterwards is a programming error."""
@@ -180,7 +176,9 @@ class Tree:
         kind = inode.kind
         size = node.size
         if kind is Kind.DIR:
-            nlink = 2 + sum(1 for entry in inode.entries if self._is_directory(entry.ino))
+            if node.subdirectories is None:
+                node.subdirectories = sum(1 for entry in inode.entries if self._is_directory(entry.ino))
+            nlink = 2 + node.subdirectories
         else:
             nlink = self._rootfs.name_count(ino)
         return Attributes(
@@ -226,28 +224,14 @@ class Tree:
 
     @property
     def answers_xattrs(self) -> bool:
-        """Whether any inode shows an extended attribute. If not, nobody needs to ask. Found once, by a walk."""
-        with self._lock:
-            if self._answers_xattrs is None:
-                self._answers_xattrs = self._rootfs.has_xattrs() or (
-                    self._as_layer and any(_is_opaque(self._rootfs.inode(ino)) for ino in self._directories())
-                )
-            return self._answers_xattrs
+        """Whether any inode shows an extended attribute. If not, nobody needs to ask."""
+        survey = self._rootfs.survey()
+        return survey.has_xattrs or (self._as_layer and survey.has_opaque)
 
     def statfs(self) -> TreeStats:
         """How large the tree is. Found once, by a walk over all inodes."""
-        with self._lock:
-            if self._stats is None:
-                blocks = inodes = 0
-                for ino in self._rootfs.numbers():
-                    inodes += 1
-                    try:
-                        if self._rootfs.kind(ino) is Kind.FILE:
-                            blocks += -(-self._rootfs.inode(ino).size // BLOCK_SIZE)
-                    except (CorruptError, NotFoundError):
-                        continue
-                self._stats = TreeStats(blocks, inodes)
-            return self._stats
+        survey = self._rootfs.survey()
+        return TreeStats(survey.blocks, survey.inodes)
 
     def plan(self, ino: int, offset: int, length: int) -> list[Piece]:
         """Where the bytes of file `ino` from `offset` on lie: pieces in order, `length` bytes or up to the file's end."""
