@@ -13,7 +13,7 @@ from typing import BinaryIO
 from snapshotter.format.annotations import PACKS_MAX, PackPlace
 from snapshotter.format.compression import Codec
 from snapshotter.format.digest import Digest
-from snapshotter.format.pack import PackEntry, PackIndex, trailer
+from snapshotter.format.pack import HEADER, PackEntry, PackIndex, trailer
 
 PACK_BYTES = 256 << 20
 """A layer's new chunks are split into packs of about this size, so that one upload never has to be repeated whole."""
@@ -115,9 +115,10 @@ class WrittenPack:
 
 def write_pack(file: BinaryIO, chunks: Iterable[Digest], read: Callable[[Digest], StoredChunk]) -> WrittenPack:
     """Write a pack of `chunks`, in that order, to `file`; `read` gives each one's stored form."""
-    whole = hashlib.sha256()
+    file.write(HEADER)
+    whole = hashlib.sha256(HEADER)
     entries: list[PackEntry] = []
-    offset = 0
+    offset = len(HEADER)
     for digest in chunks:
         chunk = read(digest)
         file.write(chunk.data)

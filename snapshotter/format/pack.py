@@ -2,7 +2,11 @@
 
 ::
 
-    chunk … chunk | index (a zstd frame around the Cap'n Proto message of schema/pack.capnp) | footer
+    header | chunk … chunk | index (a zstd frame around the Cap'n Proto message of schema/pack.capnp) | footer
+
+The header is the magic ``PZFSPACK``. Without it a pack would begin with its first chunk, a zstd frame, and whoever tells
+compressed layers by their first bytes (containerd's ``DetectCompression``, which nerdctl's push relies on) would try to
+decompress the whole pack; its diff ID is its digest, because it is not compressed as a whole.
 
 The footer (`FOOTER_SIZE` bytes, little-endian) is: the magic ``PZFSPACK``, version u32 = 1, the index's stored length u32,
 its offset u64. A wrong index can make a chunk unreadable but never wrong, since every chunk is checked by its digest; bounds
@@ -24,11 +28,13 @@ from snapshotter.format.compression import Codec, compress, decompress
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import CHUNK_MAX
 
-__all__ = ["FOOTER_SIZE", "Codec", "PackEntry", "PackIndex", "parse_footer", "trailer"]
+__all__ = ["FOOTER_SIZE", "HEADER", "Codec", "PackEntry", "PackIndex", "parse_footer", "trailer"]
 
 VERSION = 1
 _FOOTER = struct.Struct("<8sIIQ")
 _MAGIC = b"PZFSPACK"
+HEADER = _MAGIC
+"""The first bytes of every pack; chunks come behind it."""
 FOOTER_SIZE = _FOOTER.size
 
 INDEX_RAW_MAX = 256 << 20
@@ -158,5 +164,5 @@ def _check(columns: codec.PackColumns, index_offset: int) -> None:
     for raw, stored, offset in zip(columns.raw_lengths, columns.stored_lengths, columns.offsets, strict=True):
         if not 0 < stored <= raw <= CHUNK_MAX:
             raise CorruptError(f"pack index: a chunk of {raw} bytes stored in {stored} (at most {CHUNK_MAX} are accepted)")
-        if offset + stored > index_offset:
-            raise CorruptError("pack index: a chunk lies beyond the end of the pack's chunks")
+        if offset < len(HEADER) or offset + stored > index_offset:
+            raise CorruptError("pack index: a chunk lies outside the pack's chunks")

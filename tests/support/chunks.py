@@ -13,7 +13,7 @@ from snapshotter.errors import CorruptError, NotFoundError, PuzzlefsError
 from snapshotter.format.annotations import PackPlace
 from snapshotter.format.compression import encode_chunk
 from snapshotter.format.digest import Digest, sha256
-from snapshotter.format.pack import PackEntry, trailer
+from snapshotter.format.pack import HEADER, PackEntry, trailer
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def refs(chunks: Sequence[bytes]) -> list[ChunkRef]:
 
 def make_pack(chunks: Sequence[bytes]) -> tuple[PackPlace, bytes, list[PackEntry]]:
     """A pack with `chunks` in their order: its place, its bytes, and where everything is."""
-    body = bytearray()
+    body = bytearray(HEADER)
     entries = []
     for raw in chunks:
         codec, stored = encode_chunk(raw, 3)

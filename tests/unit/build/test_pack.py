@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter.build.pack import StoredChunk, plan_packs, write_pack
-from snapshotter.format.compression import decode_chunk, encode_chunk
+from snapshotter.format.compression import Codec, decode_chunk, encode_chunk
 from snapshotter.format.digest import Digest, sha256
-from snapshotter.format.pack import FOOTER_SIZE, PackIndex, parse_footer
+from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackIndex, parse_footer
 from tests.support.chunks import some_chunks
 
 
@@ -107,10 +107,23 @@ def test_what_is_written_can_be_read_by_ranges() -> None:
     index_bytes = blob[pack.place.index_offset :][: pack.place.index_length]
     index = PackIndex.parse(index_bytes, pack.place.index_offset)
     assert len(index) == len(pack.index) == 30
-    at = 0
+    at = len(HEADER)
     for digest, raw in chunks.items():
         entry = index.find(digest)
         assert entry is not None
         assert entry.offset == at
         at += entry.stored_length
         assert decode_chunk(entry.codec, blob[entry.offset :][: entry.stored_length], entry.raw_length) == raw
+
+
+def test_a_pack_does_not_look_like_a_compressed_layer() -> None:
+    """Its diff ID is its digest; containerd's DetectCompression would decompress what begins like gzip or zstd."""
+    packed = io.BytesIO()
+    raw = b"compressible " * 1000
+    write_pack(packed, [sha256(raw)], lambda digest: StoredChunk(*_stored(raw)))
+    assert not packed.getvalue().startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"))
+
+
+def _stored(raw: bytes) -> tuple[Codec, int, bytes]:
+    codec, data = encode_chunk(raw, 3)
+    return codec, len(raw), data

@@ -17,7 +17,7 @@ from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.errors import CorruptError, NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import PackPlace
 from snapshotter.format.digest import Digest, sha256, to_text
-from snapshotter.format.pack import PackIndex
+from snapshotter.format.pack import HEADER, PackIndex
 from snapshotter.registry.failures import RegistryUnavailableError
 from tests.support.chunks import MemoryBlobs, MemoryLocal, at_once, make_pack, refs, some_chunks
 
@@ -87,7 +87,7 @@ class TestRequests:
 
     def test_without_a_cache_nothing_but_the_wanted_is_moved(self, setup: Setup) -> None:
         setup.store(local=False).get(refs(CHUNKS[:1]))
-        assert setup.reader.asked == [(PLACE.pack, 0, ENTRIES[0].stored_length)]
+        assert setup.reader.asked == [(PLACE.pack, ENTRIES[0].offset, ENTRIES[0].stored_length)]
 
 
 class TestReadAhead:
@@ -103,7 +103,7 @@ class TestReadAhead:
             if not setup.local.has(sha256(raw)):
                 assert store.get(refs([raw])) == [raw]
         lengths = [length for _, _, length in setup.reader.asked]
-        assert sum(lengths) == PLACE.index_offset
+        assert sum(lengths) == PLACE.index_offset - len(HEADER)
         assert len(lengths) <= 6
         assert lengths[:3] == sorted(lengths[:3])
 
@@ -119,7 +119,7 @@ class TestReadAhead:
         entered, release = threading.Event(), threading.Event()
 
         def hold_the_second(digest: Digest, offset: int, length: int) -> None:
-            if offset > 0:
+            if offset > ENTRIES[0].offset:
                 entered.set()
                 assert release.wait(PATIENCE)
 
@@ -142,7 +142,7 @@ class TestReadAhead:
 
     def test_reading_ahead_that_fails_fails_nobody(self, setup: Setup) -> None:
         def fail_the_second(digest: Digest, offset: int, length: int) -> None:
-            if offset > 0:
+            if offset > ENTRIES[0].offset:
                 raise UnavailableError("cut")
 
         setup.reader.before = fail_the_second

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from snapshotter.errors import CorruptError
 from snapshotter.format.compression import Codec, compress, decode_chunk, encode_chunk
 from snapshotter.format.digest import Digest, sha256
-from snapshotter.format.pack import FOOTER_SIZE, PackEntry, PackIndex, parse_footer, trailer
+from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackEntry, PackIndex, parse_footer, trailer
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=300), unique=True, max_size=40))
 def test_every_chunk_is_found_where_it_was_put(chunks: list[bytes]) -> None:
-    body = bytearray()
+    body = bytearray(HEADER)
     entries = []
     for raw in chunks:
         codec, stored = encode_chunk(raw, 3)
@@ -42,13 +42,14 @@ A, B = sorted([sha256(b"a"), sha256(b"b")])
 @pytest.mark.parametrize(
     ("entries", "complaint"),
     [
-        ([PackEntry(A, 10, 95, 10, Codec.RAW)], "beyond the end"),
-        ([PackEntry(A, 10, 2**63, 10, Codec.RAW)], "beyond the end"),
-        ([PackEntry(A, 17 << 20, 0, 10, Codec.ZSTD)], "are accepted"),
-        ([PackEntry(A, 10, 0, 0, Codec.ZSTD)], "stored in 0"),
-        ([PackEntry(A, 10, 0, 11, Codec.ZSTD)], "stored in 11"),
-        ([PackEntry(A, 1, 0, 1, Codec.RAW), PackEntry(A, 1, 0, 1, Codec.RAW)], "order of their digests"),
-        ([PackEntry(A, 1, 0, 1, 7)], "codec 7"),  # type: ignore[arg-type]
+        ([PackEntry(A, 10, 95, 10, Codec.RAW)], "outside the pack"),
+        ([PackEntry(A, 10, 2**63, 10, Codec.RAW)], "outside the pack"),
+        ([PackEntry(A, 10, 7, 10, Codec.RAW)], "outside the pack"),
+        ([PackEntry(A, 17 << 20, 8, 10, Codec.ZSTD)], "are accepted"),
+        ([PackEntry(A, 10, 8, 0, Codec.ZSTD)], "stored in 0"),
+        ([PackEntry(A, 10, 8, 11, Codec.ZSTD)], "stored in 11"),
+        ([PackEntry(A, 1, 8, 1, Codec.RAW), PackEntry(A, 1, 8, 1, Codec.RAW)], "order of their digests"),
+        ([PackEntry(A, 1, 8, 1, 7)], "codec 7"),  # type: ignore[arg-type]
     ],
 )
 def test_an_index_that_breaks_a_rule_is_refused(entries: list[PackEntry], complaint: str) -> None:
@@ -82,14 +83,14 @@ def test_what_is_no_footer_is_refused(footer: bytes, complaint: str) -> None:
 def test_a_damaged_index_gives_an_error_or_an_index_within_bounds(data: st.DataObject) -> None:
     from snapshotter.format import codec
 
-    message = bytearray(codec.encode_pack_index(codec.PackColumns(A + B, [5, 6], [0, 5], [5, 6], [0, 0])))
+    message = bytearray(codec.encode_pack_index(codec.PackColumns(A + B, [5, 6], [8, 13], [5, 6], [0, 0])))
     for _ in range(data.draw(st.integers(1, 4))):
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     try:
-        index = PackIndex.parse(compress(bytes(message)), 11)
+        index = PackIndex.parse(compress(bytes(message)), 19)
     except CorruptError:
         return
-    assert all(entry.offset + entry.stored_length <= 11 for entry in index)
+    assert all(entry.offset + entry.stored_length <= 19 for entry in index)
 
 
 def test_digests_are_values_of_their_own_type() -> None:
