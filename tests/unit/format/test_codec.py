@@ -15,7 +15,7 @@ from snapshotter.format import codec
 from snapshotter.format.codec import encode
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
-from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.rootfs import Rootfs, Survey
 
 SCHEMA = capnp.load(str(Path(codec.__file__).parents[1] / "schema" / "puzzlefs.capnp"))
 
@@ -245,3 +245,24 @@ def test_a_single_layer_shows_its_whiteouts() -> None:
     rootfs = opened(Inode(1, Kind.DIR, entries=[DirEntry(2, b"gone")]), Inode(2, Kind.WHT))
     assert rootfs.inode(2).kind is Kind.WHT
     assert rootfs.lookup(1, b"gone") == 2
+
+
+def test_one_survey_answers_what_only_all_inodes_can_tell() -> None:
+    chunk = FileChunk(sha256(b"x"), 0, 4097)
+    root = Inode(1, Kind.DIR, entries=[DirEntry(2, b"a"), DirEntry(2, b"b"), DirEntry(3, b"c")])
+    file = Inode(2, Kind.FILE, chunks=[chunk, chunk])
+    assert opened(root, file, Inode(3, Kind.FIFO)).survey() == Survey(3, 3, False, False, {2: 2})
+    assert opened(root, file, Inode(3, Kind.DIR)).survey().has_opaque
+    assert not opened(root, file, Inode(3, Kind.DIR, look_below=True)).survey().has_opaque
+    assert opened(root, file, Inode(3, Kind.FIFO, xattrs=[Xattr(b"user.a", b"")])).survey().has_xattrs
+
+
+def test_a_survey_of_several_layers_counts_what_can_be_seen() -> None:
+    chunk = FileChunk(sha256(b"x"), 0, 10)
+    below = [
+        Inode(1, Kind.DIR, entries=[DirEntry(2, b"gone"), DirEntry(3, b"kept"), DirEntry(3, b"linked")]),
+        Inode(2, Kind.FILE, chunks=[chunk]),
+        Inode(3, Kind.FILE, chunks=[chunk]),
+    ]
+    above = [Inode(1, Kind.DIR, entries=[DirEntry(2, b"gone")], look_below=True), Inode(2, Kind.WHT)]
+    assert Rootfs.open(encode(RootfsContent([above, below]))).survey() == Survey(2, 1, False, False, {3: 2})
