@@ -15,7 +15,7 @@ from typing import Any
 from snapshotter.build.documents import ImageManifest, is_image, parse_index, parse_manifest
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnsupportedError
 from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK, MetadataLayer, PackPlace, parse
-from snapshotter.format.digest import Digest, to_text
+from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.pack import PackEntry, PackIndex
 from snapshotter.registry.base import MANIFEST_MAX, Descriptor, ImageStore
 from snapshotter.registry.documents import is_index, parse_object
@@ -27,6 +27,8 @@ LISTED_TAGS = 8
 """Of how many tags, the last ones listed, the dates are compared to find these."""
 
 PLATFORMS_MAX = 32
+
+_EMPTY = sha256(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,11 @@ def _own(store: ImageStore, tag: str | None, note: Callable[[str], None]) -> Ite
     try:
         tags = list(store.tags())
     except (NotFoundError, InvalidError, CorruptError, UnsupportedError) as error:
+        if isinstance(error, InvalidError):
+            # Some registries refuse lists alone. One that refuses everything (no login) is to say so before the work is done.
+            store.has_blob(_EMPTY)
         note(f"the tags of {store.name} cannot be listed: {error}")
-        tags = []
+        tags = [tag] if tag is not None else []
     if tag is not None and tag in tags:
         yield store, tag
     others = [listed for listed in tags if listed != tag][-LISTED_TAGS:]

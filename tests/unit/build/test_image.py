@@ -373,6 +373,38 @@ def test_the_most_recent_tags_are_searched(source: Source, target: LayoutStore) 
         assert done.packs_reused == expected, number
 
 
+class NoLists(LayoutStore):
+    """A place that refuses to list tags; with `closed`, whatever it is asked."""
+
+    closed = False
+
+    def tags(self) -> Iterator[str]:
+        raise InvalidError("lists are not for you")
+
+    def has_blob(self, digest: Digest) -> bool:
+        if self.closed:
+            raise InvalidError("log in first")
+        return super().has_blob(digest)
+
+
+def test_without_a_list_of_tags_the_tags_own_image_is_reused(source: Source, tmp_path: Path) -> None:
+    target = NoLists(tmp_path / "refusing", durable=False)
+    source.image("in", [tar({b"a": data(1)})])
+    assert converted(source, target).packs_reused == 0
+    again = converted(source, target)
+    assert (again.packs_reused, again.pushed) == (1, 0)
+
+
+def test_a_place_that_refuses_everything_says_so_before_a_layer_is_read(source: Source, tmp_path: Path) -> None:
+    target = NoLists(tmp_path / "refusing", durable=False)
+    target.closed = True
+    source.image("in", [tar({b"a": data(1)})])
+    steps: list[str] = []
+    with pytest.raises(InvalidError, match="log in first"):
+        converted(source, target, report=lambda now: steps.append(now.stage))
+    assert "read" not in steps
+
+
 def test_a_damaged_index_is_not_reused(source: Source, target: LayoutStore, opened: Any) -> None:
     source.image("in", [tar({b"a": data(1)})])
     converted(source, target)
