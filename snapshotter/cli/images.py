@@ -6,8 +6,9 @@ import contextlib
 import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,88 +24,85 @@ from snapshotter.registry.base import ImageStore
 from snapshotter.registry.registries import Registries
 from snapshotter.registry.transports import DockerLocation, Location
 
-reuse_option = click.option(
-    "--reuse", multiple=True, metavar="IMAGE", help="Also reuse the packs of this image (docker://…). May be repeated."
-)
-level_option = click.option("--level", type=click.IntRange(1, 19), default=3, show_default=True, help="zstd's level.")
-temporary_option = click.option(
-    "--temporary",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="TMPDIR",
-    help="Where to keep compressed chunks until the packs are written; about as large as the image.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What both commands are told."""
+
+    source: str
+    destination: str
+    reuse: tuple[str, ...]
+    level: int
+    temporary: Path | None
+    config_path: Path | None
+    as_json: bool
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments and options of a command that makes an image of SRC at DST."""
+    for add in reversed(
+        (
+            click.argument("source", metavar="SRC"),
+            click.argument("destination", metavar="DST"),
+            click.option(
+                "--reuse",
+                multiple=True,
+                metavar="IMAGE",
+                help="Also reuse the packs of this image (docker://…). May be repeated.",
+            ),
+            click.option("--level", type=click.IntRange(1, 19), default=3, show_default=True, help="zstd's level."),
+            click.option(
+                "--temporary",
+                type=click.Path(path_type=Path, file_okay=False),
+                envvar="TMPDIR",
+                help="Where to keep compressed chunks until the packs are written; about as large as the image.",
+            ),
+            config_option,
+            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        )
+    ):
+        command = add(command)
+    return command
 
 
 @click.command(short_help="Convert an ordinary image to the PuzzleFS format.")
-@click.argument("source", metavar="SRC")
-@click.argument("destination", metavar="DST")
-@reuse_option
-@level_option
-@temporary_option
-@config_option
-@json_option
-def convert(
-    source: str,
-    destination: str,
-    reuse: tuple[str, ...],
-    level: int,
-    temporary: Path | None,
-    config_path: Path | None,
-    as_json: bool,
-) -> None:
+@_options
+def convert(**told: Any) -> None:
     """Convert the image SRC, every layer of every platform, and store it as DST.
 
     Both are docker://HOST/REPOSITORY:TAG, oci:DIR:TAG or oci-archive:FILE:TAG. Chunks that the destination's repository has
     already (in the image that now has the tag, and in its most recent tags) are not stored again.
     """
-    with _places(source, destination, reuse, config_path) as (src, dst, target, named), reporter() as report:
-        done = convert_image(
-            src.store,
-            src.reference,
-            dst.store,
-            dst.reference,
-            destination_name=_served_as(target),
-            reuse=named,
-            options=Options(level=level, temporary=temporary),
-            report=_shown(report),
-        )
-    _print(target, done, as_json)
+    _make(convert_image, _Request(**told))
 
 
 @click.command(short_help="Push an image that was built in an OCI layout.")
-@click.argument("source", metavar="SRC")
-@click.argument("destination", metavar="DST")
-@reuse_option
-@level_option
-@temporary_option
-@config_option
-@json_option
-def push(
-    source: str,
-    destination: str,
-    reuse: tuple[str, ...],
-    level: int,
-    temporary: Path | None,
-    config_path: Path | None,
-    as_json: bool,
-) -> None:
+@_options
+def push(**told: Any) -> None:
     """Bring the image SRC that `puzzlefs build` (or upstream's program) made to DST, in the form that containerd can run.
 
     SRC is oci:DIR:TAG or oci-archive:FILE:TAG, DST also docker://HOST/REPOSITORY:TAG.
     """
-    with _places(source, destination, reuse, config_path) as (src, dst, target, named), reporter() as report:
-        done = push_image(
-            src.store,
-            src.reference,
-            dst.store,
-            dst.reference,
+    _make(push_image, _Request(**told))
+
+
+def _make(make: Callable[..., Converted], told: _Request) -> None:
+    """Run `make` (``convert`` or ``push``) between the places that were named, and print what it made."""
+    with (
+        _places(told.source, told.destination, told.reuse, told.config_path) as (source, destination, target, named),
+        reporter() as report,
+    ):
+        done = make(
+            source.store,
+            source.reference,
+            destination.store,
+            destination.reference,
             destination_name=_served_as(target),
             reuse=named,
-            options=Options(level=level, temporary=temporary),
+            options=Options(level=told.level, temporary=told.temporary),
             report=_shown(report),
         )
-    _print(target, done, as_json)
+    _print(target, done, told.as_json)
 
 
 _Places = tuple[transports.Opened, transports.Opened, Location, Sequence[tuple[ImageStore, str]]]
