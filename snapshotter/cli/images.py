@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from snapshotter.build.progress import Progress
 from snapshotter.build.push import push as push_image
 from snapshotter.cli.output import Reporter, reporter, size
 from snapshotter.cli.registries import config_option, registries
+from snapshotter.cli.signals import ended_by_signals
 from snapshotter.format.digest import to_text
 from snapshotter.registry import transports
 from snapshotter.registry.base import ImageStore
@@ -112,7 +112,7 @@ _Places = tuple[transports.Opened, transports.Opened, Location, Sequence[tuple[I
 def _places(source: str, destination: str, reuse: Sequence[str], config_path: Path | None) -> Iterator[_Places]:
     """Source, destination, where the latter is, and the images to reuse; all texts are checked before anything is touched."""
     src, dst, extra = transports.parse(source), transports.parse(destination), [transports.parse(text) for text in reuse]
-    with _ended_by_sigterm(), contextlib.ExitStack() as stack:
+    with ended_by_signals(), contextlib.ExitStack() as stack:
         hosts: Registries = stack.enter_context(registries(config_path))
         opened = transports.open_source(src, hosts)
         stack.callback(opened.store.close)
@@ -122,25 +122,6 @@ def _places(source: str, destination: str, reuse: Sequence[str], config_path: Pa
         target = transports.open_destination(dst, hosts)
         stack.callback(target.store.close)  # writes an archive if all went well, and removes what was gathered if it did not
         yield opened, target, dst, [(place.store, place.reference) for place in named]
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as SIGINT does, so that what it has begun is cleaned up."""
-
-    def interrupt(number: int, _: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    for number, old in zip(numbers, before, strict=True):
-        if old != signal.SIG_IGN:  # nohup
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, old in zip(numbers, before, strict=True):
-            signal.signal(number, old)
 
 
 def _served_as(location: Location) -> str | None:

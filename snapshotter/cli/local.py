@@ -16,6 +16,7 @@ from snapshotter.build.extract import extract as extract_tree
 from snapshotter.build.layout import build_layout
 from snapshotter.cli.background import in_background, reported_to
 from snapshotter.cli.output import reporter
+from snapshotter.cli.signals import ended_by_signals
 from snapshotter.daemon.images import open_image
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.mount import mounting
@@ -51,7 +52,7 @@ def build(rootfs: Path, image: str, compression: bool) -> None:
     store, tag = _layout(image)
     if not rootfs.is_dir():
         raise NotFoundError(f"{rootfs} is not a directory: name the tree to build the image from")
-    with reporter() as report:
+    with ended_by_signals(), reporter() as report:
         built = build_layout(
             rootfs,
             store,
@@ -129,7 +130,11 @@ def extract(image: str, directory: Path) -> None:
     Owners, modes, times, xattrs, devices and hard links are restored as far as the user may; links are never followed.
     """
     store, tag = _layout(image)
-    with open_image(store, tag, Platform.of_this_machine()) as opened, reporter() as report:
+    with (
+        ended_by_signals(),
+        open_image(store, tag, Platform.of_this_machine()) as opened,
+        reporter() as report,
+    ):
         done = extract_tree(opened.rootfs, opened.chunks, directory)
         for line in done.problems:
             report.step(line)

@@ -9,6 +9,7 @@ import click
 
 from snapshotter.cli.output import reporter, size
 from snapshotter.cli.registries import config_option, registries
+from snapshotter.cli.signals import ended_by_signals
 from snapshotter.daemon.containerd import DEFAULT_ADDRESS, DEFAULT_NAMESPACE, Containerd
 from snapshotter.daemon.pull import LayerDone
 from snapshotter.daemon.pull import pull as pull_image
@@ -50,7 +51,12 @@ def pull(
     """
     reference = references.parse(ref).with_default_tag()
     wanted = Platform.parse(platform) if platform else Platform.of_this_machine()
-    with registries(config_path) as hosts, Containerd(address, namespace) as containerd, reporter() as report:
+    with (
+        ended_by_signals(),
+        registries(config_path) as hosts,
+        Containerd(address, namespace) as containerd,
+        reporter() as report,
+    ):
         store = hosts.open(reference)
 
         def done(layer: LayerDone) -> None:
