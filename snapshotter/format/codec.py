@@ -1,22 +1,16 @@
-"""Between Cap'n Proto messages and the values of `model`: what schema/*.capnp says, in code.
+"""Between Cap'n Proto messages and the values of `model`: what schema/puzzlefs.capnp says, in code.
 
 Rootfs metadata is read by hand (`reader`), in place: nothing is parsed before it is asked for, and every FUSE request that
 is not in a cache comes here; pycapnp takes several times as long (docs/decisions/metadata-reader.md). What is read may be
-hostile, so every value is checked as it becomes a model value, and a broken rule is a `CorruptError`. The index of a pack,
-read once and in whole columns, goes through pycapnp, which only this module knows. Writing lays the message out by hand
-(`message`), in the order of construction that upstream's builder has.
+hostile, so every value is checked as it becomes a model value, and a broken rule is a `CorruptError`. Writing lays the message
+out by hand (`message`), in the order of construction that upstream's builder has.
 """
 
 from __future__ import annotations
 
 import mmap
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import resources
-from typing import Any, NamedTuple, TypeVar
-
-import capnp
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest
@@ -47,9 +41,6 @@ MAJOR_MAX = (1 << 12) - 1
 MINOR_MAX = (1 << 20) - 1
 FILE_MAX = (1 << 63) - 1
 
-_NO_LIMIT = 1 << 60
-_NESTING_MAX = 16
-
 _NAME_SHOWN = 300
 """Bytes of a name that are read even if it is too long, for the message."""
 _NO_NAMES = (b".", b"..")
@@ -69,25 +60,6 @@ _CHUNK = Shape("Q", 1)  # len; blob
 _BLOB = Shape("QQ", 1)  # offset, compressed in bit 0; digest
 _ADDITIONAL = Shape("", 2)  # xattrs, symlinkTarget
 _XATTR = Shape("", 2)  # key, val
-
-_T = TypeVar("_T")
-
-
-def _load(name: str) -> Any:
-    capnp.remove_import_hook()
-    with resources.as_file(resources.files("snapshotter") / "schema" / name) as path:
-        return capnp.load(str(path))
-
-
-_pack_schema = _load("pack.capnp")
-
-
-def _checked(read: Callable[[], _T]) -> _T:
-    """What `read` returns; pycapnp's complaints about a malformed message become `CorruptError`."""
-    try:
-        return read()
-    except (capnp.KjException, UnicodeDecodeError, ValueError, OverflowError) as error:
-        raise CorruptError(f"malformed Cap'n Proto message: {str(error).splitlines()[0][:200]}") from None
 
 
 class ScannedInode(NamedTuple):
@@ -386,57 +358,3 @@ def _encode_inode(struct: Struct, inode: Inode, *, times: bool) -> None:
     if times:
         struct.i64(24, inode.mtime)
         struct.u32(20, inode.mtime_nsec)
-
-
-@dataclass(frozen=True, slots=True)
-class PackColumns:
-    """The columns of a pack's index (schema/pack.capnp), row i of each for the same chunk, in the order of the digests."""
-
-    digests: bytes
-    raw_lengths: Sequence[int]
-    offsets: Sequence[int]
-    stored_lengths: Sequence[int]
-    codecs: Sequence[int]
-
-
-PACK_INDEX_VERSION = 1
-
-
-def encode_pack_index(columns: PackColumns) -> bytes:
-    """The index as a message, laid out like every other message of ours."""
-    count = len(columns.raw_lengths)
-    message = MessageBuilder(1, 5)
-    root = message.root
-    root.u32(0, PACK_INDEX_VERSION)
-    root.u32(4, count)
-    root.data(0, columns.digests)
-    root.numbers(1, columns.raw_lengths, "I")
-    root.numbers(2, columns.offsets, "Q")
-    root.numbers(3, columns.stored_lengths, "I")
-    root.numbers(4, columns.codecs, "B")
-    return message.to_bytes()
-
-
-def decode_pack_index(message: bytes) -> PackColumns:
-    """The columns that `message` holds; that they are consistent is for the caller to check.
-
-    Raises:
-        CorruptError: it is no message of this schema, or of another version.
-    """
-
-    def read() -> PackColumns:
-        with _pack_schema.PackIndex.from_bytes(message, traversal_limit_in_words=_NO_LIMIT, nesting_limit=_NESTING_MAX) as root:
-            if root.version != PACK_INDEX_VERSION:
-                raise CorruptError(
-                    f"pack index version {root.version} is not readable by this program (it reads {PACK_INDEX_VERSION})"
-                )
-            count = root.count
-            lists = (root.rawLengths, root.offsets, root.storedLengths, root.codecs)
-            if count * 32 > len(message) or any(len(values) != count for values in lists):
-                raise CorruptError(
-                    f"pack index: {count} rows in a message of {len(message)} bytes, or columns that differ in length"
-                )
-            raw, offsets, stored, codecs = (array(code, values) for code, values in zip("IQIB", lists, strict=True))
-            return PackColumns(root.digests, raw, offsets, stored, codecs)
-
-    return _checked(read)

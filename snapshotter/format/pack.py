@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from snapshotter.errors import CorruptError
-from snapshotter.format import codec
+from snapshotter.format import packindex
 from snapshotter.format.compression import Codec, compress, decompress
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import CHUNK_MAX
@@ -72,7 +72,7 @@ class PackIndex:
 
     __slots__ = ("_columns", "_digests")
 
-    def __init__(self, columns: codec.PackColumns) -> None:
+    def __init__(self, columns: packindex.PackColumns) -> None:
         """From columns that are known to be consistent; `parse` is the way in for stored bytes."""
         self._columns = columns
         self._digests = _Digests(columns.digests)
@@ -84,7 +84,7 @@ class PackIndex:
         Raises:
             CorruptError: it does not decode, breaks a rule, or names bytes that are not before `index_offset`.
         """
-        columns = codec.decode_pack_index(decompress(stored, INDEX_RAW_MAX))
+        columns = packindex.decode(decompress(stored, INDEX_RAW_MAX))
         _check(columns, index_offset)
         return cls(columns)
 
@@ -118,14 +118,14 @@ def trailer(entries: Iterable[PackEntry], index_offset: int) -> tuple[bytes, int
     Returns the bytes, and the index's stored length.
     """
     rows = sorted(entries, key=attrgetter("digest"))
-    columns = codec.PackColumns(
+    columns = packindex.PackColumns(
         digests=b"".join(row.digest for row in rows),
         raw_lengths=array("I", (row.raw_length for row in rows)),
         offsets=array("Q", (row.offset for row in rows)),
         stored_lengths=array("I", (row.stored_length for row in rows)),
         codecs=array("B", (row.codec for row in rows)),
     )
-    index = compress(codec.encode_pack_index(columns))
+    index = compress(packindex.encode(columns))
     return index + _FOOTER.pack(_MAGIC, VERSION, len(index), index_offset), len(index)
 
 
@@ -147,7 +147,7 @@ def parse_footer(footer: bytes, pack_size: int) -> tuple[int, int]:
     return offset, length
 
 
-def _check(columns: codec.PackColumns, index_offset: int) -> None:
+def _check(columns: packindex.PackColumns, index_offset: int) -> None:
     """Raise `CorruptError` for the first rule that a row breaks."""
     count = len(columns.raw_lengths)
     if len(columns.digests) != 32 * count or any(

@@ -204,8 +204,8 @@ class Session:
             yield prefix, entry.ino, cookie, attributes.mode, entry.name
 
     def _getxattr(self, request: Request) -> bytes:
-        # Never ENOSYS, which the kernel would remember: getxattr(2) would fail with EOPNOTSUPP, but containerd's differ takes only
-        # ENODATA for "no capabilities" (continuity, fs/diff_unix.go): no container on such a layer could be committed.
+        # Never ENOSYS, which the kernel would remember: getxattr(2) would fail with EOPNOTSUPP, but containerd's differ takes
+        # only ENODATA for "no capabilities" (continuity, fs/diff_unix.go): no container on such a layer could be committed.
         size, name = wire.parse_getxattr(request)
         if not self.tree.answers_xattrs:
             raise _ErrnoError(errno.ENODATA)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapshotter.errors import CorruptError
+from snapshotter.format import packindex
 from snapshotter.format.compression import Codec, compress, decode_chunk, encode_chunk
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackEntry, PackIndex, parse_footer, trailer
@@ -81,9 +82,7 @@ def test_what_is_no_footer_is_refused(footer: bytes, complaint: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_damaged_index_gives_an_error_or_an_index_within_bounds(data: st.DataObject) -> None:
-    from snapshotter.format import codec
-
-    message = bytearray(codec.encode_pack_index(codec.PackColumns(A + B, [5, 6], [8, 13], [5, 6], [0, 0])))
+    message = bytearray(packindex.encode(packindex.PackColumns(A + B, [5, 6], [8, 13], [5, 6], [0, 0])))
     for _ in range(data.draw(st.integers(1, 4))):
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     try:
