@@ -6,7 +6,6 @@ is lifted, because the columns are bounded by the message here.
 
 from __future__ import annotations
 
-import functools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +21,14 @@ _NO_LIMIT = 1 << 60
 _NESTING_MAX = 16
 
 
-@functools.cache
-def _schema() -> Any:
+def _load() -> Any:
     capnp.remove_import_hook()
     with resources.as_file(resources.files("snapshotter") / "schema" / "pack.capnp") as path:
         return capnp.load(str(path))
+
+
+# Loaded with the module: capnp keeps the file open, once for the process.
+_schema = _load()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def decode(message: bytes) -> PackColumns:
     """
 
     try:
-        with _schema().PackIndex.from_bytes(message, traversal_limit_in_words=_NO_LIMIT, nesting_limit=_NESTING_MAX) as root:
+        with _schema.PackIndex.from_bytes(message, traversal_limit_in_words=_NO_LIMIT, nesting_limit=_NESTING_MAX) as root:
             if root.version != VERSION:
                 raise CorruptError(f"pack index version {root.version} is not readable by this program (it reads {VERSION})")
             count = root.count
