@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from snapshotter.registry import transports
 from snapshotter.registry.base import ImageStore
 from snapshotter.registry.registries import Registries
 from snapshotter.registry.transports import DockerLocation, Location
+
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,8 @@ def _shown(report: Reporter) -> Callable[[Progress], None]:
         if progress.stage == "note":
             report.step(progress.what)
         else:
-            report.advance(f"{verbs.get(progress.stage, progress.stage)} {progress.what}", progress.done, progress.total)
+            what = _DIGEST.sub(r"\1", progress.what)  # whole, it would leave no room for the bar
+            report.advance(f"{verbs.get(progress.stage, progress.stage)} {what}", progress.done, progress.total)
 
     return show
 
