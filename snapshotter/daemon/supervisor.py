@@ -135,7 +135,11 @@ class Supervisor:
                 served = slot.mounts.get(str(mountpoint))
                 if served is not None:
                     served.add = dataclasses.replace(served.add, store=source.to_json())
-                    self._running(slot).update(served.add.mount_id, served.add.store)
+                    try:
+                        self._running(slot).update(served.add.mount_id, served.add.store)
+                    except PuzzlefsError as error:
+                        # Its worker has just died: the next one is told with the mount.
+                        _log.warning("%s: its worker could not be told of a new source yet: %s", served.add.name, error)
 
     def clear(self, directory: Path) -> int:
         """Take off what an earlier daemon mounted below `directory`; how many mounts that were."""
