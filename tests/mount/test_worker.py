@@ -244,3 +244,19 @@ def test_asking_from_many_threads(daemon: Daemon, image: Path, tmp_path: Path) -
 
     with ThreadPoolExecutor(8) as pool:
         assert all(names == [str(tmp_path / "m")] for names in pool.map(ask, range(8)))
+
+
+def test_a_mount_that_is_told_of_another_store_reads_from_there(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    (image / "chunks").rename(moved)
+    point = tmp_path / "m"
+    daemon.mount(image, point)
+    with pytest.raises(OSError, match="Input/output error"):
+        (point / "quick").read_bytes()
+    daemon.worker.update(str(point), {"chunks": str(moved)})
+    assert (point / "quick").read_bytes() == QUICK
+
+
+def test_only_what_is_served_can_be_told_of_another_store(daemon: Daemon) -> None:
+    with pytest.raises(NotFoundError):
+        daemon.worker.update("nothing", {"chunks": "/"})
