@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import secrets
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from snapshotter.chunkstore.base import BlobReader
 from snapshotter.chunkstore.packmap import PackMap
+from snapshotter.chunkstore.publish import publish
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import INDEX_SIZE_MAX, PACK_SIZE_MAX, PackPlace
 from snapshotter.format.digest import sha256, to_text
@@ -125,28 +124,6 @@ class IndexStore:
 
     def _keep(self, place: PackPlace, stored: bytes) -> None:
         try:
-            _publish(self.file(place), sha256(stored) + stored)
+            publish(self.file(place), sha256(stored) + stored)
         except OSError as error:
             log.warning("cannot keep the pack index %s: %s; it will be fetched again after a restart", self.file(place), error)
-
-
-def _publish(path: Path, content: bytes) -> None:
-    """Write a file that is whole or not there, whatever happens to the machine."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -125,15 +125,6 @@ class Containerd:
             with contextlib.suppress(grpc.RpcError):  # it expires by itself
                 self._leases.Delete(leases_pb2.DeleteRequest(id=identity), metadata=plain)
 
-    def has_content(self, digest: Digest) -> bool:
-        """Whether the blob is in the content store, for this namespace."""
-        try:
-            with _translated(f"looking for {to_text(digest)} in the content store"):
-                self._content.Info(content_pb2.InfoRequest(digest=to_text(digest)), metadata=self._metadata)
-        except NotFoundError:
-            return False
-        return True
-
     def write_content(self, blob: Descriptor, data: Iterator[bytes], labels: Mapping[str, str]) -> None:
         """Store a blob with its labels; one that is there only gets the labels.
 

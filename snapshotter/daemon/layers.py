@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from snapshotter.chunkstore.base import BlobReader
+from snapshotter.chunkstore.publish import publish
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer, PackPlace
@@ -109,6 +109,9 @@ class Layers:
                 self._mount(layer.diff_id, source)
             except PuzzlefsError as error:
                 raise _explained(error, layer, source) from error
+            except OSError as error:
+                reason = UnavailableError(f"{error.filename or self._metadata_root}: {error.strerror or error}")
+                raise _explained(reason, layer, source) from error
 
     def mountpoint(self, diff_id: Digest) -> Path:
         """See `snapshots.lazy.LazyLayers`."""
@@ -188,9 +191,7 @@ class Layers:
             indexes = pool.submit(self._fetch_indexes, layer.packs, stores)
             message = _first(stores, lambda store: _message(store, layer))
             indexes.result()
-        directory = self._directory(layer.diff_id)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        _publish(directory / "metadata", message)
+        publish(self._metadata(layer.diff_id), message)
 
     def _mount(self, diff_id: Digest, source: LayerSource) -> None:
         mountpoint = self._reserve(diff_id)
@@ -204,7 +205,7 @@ class Layers:
             return mountpoint
         with self._guard:
             number = next(self._numbers)
-        _publish(self._directory(diff_id) / "number", str(number).encode())
+        publish(self._directory(diff_id) / "number", str(number).encode())
         mountpoint = self._mount_root / str(number)
         _make_mountpoint(mountpoint)
         return mountpoint
@@ -272,21 +273,6 @@ def _explained(error: PuzzlefsError, layer: MetadataLayer, source: LayerSource) 
     )
     images = " or ".join(source.images) or "an unnamed image"
     return category(f"layer {to_text(layer.diff_id)} of {images} cannot be mounted: {error}")
-
-
-def _publish(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or not there, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _make_mountpoint(path: Path) -> None:

@@ -148,10 +148,6 @@ class Supervisor:
             self._take_off(info.mountpoint)
         return len(stale)
 
-    def pids(self) -> list[int]:
-        """The processes of the workers that run now."""
-        return [slot.client.pid for slot in self._slots if slot.client is not None and slot.client.is_alive()]
-
     def close(self) -> None:
         """Let the workers go: each serves on until its last mount is gone, and then ends."""
         self._closing.set()
@@ -187,7 +183,7 @@ class Supervisor:
                 case Gone(mount_id):
                     _log.debug("the mount on %s has ended", mount_id)
                 case FailureReport():
-                    _log_failure(event)
+                    _log.error("%s", event)
 
         return handle
 
@@ -231,16 +227,3 @@ class Supervisor:
     def _take_off(self, mountpoint: Path) -> None:
         with contextlib.suppress(NotFoundError):
             self._kernel.unmount(mountpoint)
-
-
-def _log_failure(report: FailureReport) -> None:
-    more = f" ({report.suppressed} more like it)" if report.suppressed else ""
-    _log.error(
-        "read failed: %s, file %s, bytes %d+%d: %s%s",
-        report.mount,
-        report.path,
-        report.offset,
-        report.length,
-        report.error,
-        more,
-    )

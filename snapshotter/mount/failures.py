@@ -28,6 +28,12 @@ class FailureReport(NamedTuple):
     error_type: str
     suppressed: int
 
+    def __str__(self) -> str:
+        """One line for a log, whatever the image's file names hold. `error` names the chunk and the host."""
+        more = f" ({self.suppressed} more like it)" if self.suppressed else ""
+        line = f"read failed: {self.mount}, file {self.path}, bytes {self.offset}+{self.length}: {self.error}{more}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
 
 class FailureReporter:
     """Reports failures to `sink` from a thread of its own: finding a path may take a walk, and a sink may block.

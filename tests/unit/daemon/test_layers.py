@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -224,3 +225,17 @@ def test_usage_is_the_metadata_and_the_cached_chunks(
     layers.ensure(layer(), f"{registry.host}/app:1", "default")
     usage = layers.usage(sha256(MESSAGE))
     assert (usage.size, usage.inodes) == (len(MESSAGE) + 4096, 1)
+
+
+def test_a_full_disk_is_said_with_image_and_layer_and_leaves_nothing(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    layers = make(tmp_path, hosts, mounts)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UnavailableError, match=r"app:1.*No space left on device"):
+        layers.ensure(layer(), f"{registry.host}/app:1", "default")
+    assert files(tmp_path) == []
+    assert mounts.mounted == {}

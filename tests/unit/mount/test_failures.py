@@ -36,3 +36,12 @@ def test_a_flood_is_counted_instead() -> None:
     reporter.close()
     assert [report.mount for report in reports] == ["a"] * REPORTS_PER_SECOND + ["b", "a"]
     assert reports[-1].suppressed == 7
+
+
+def test_a_report_is_one_line_whatever_a_file_is_called() -> None:
+    report = FailureReport(
+        "layer x of app:1", "/etc/a\nERROR forged\x1b[2J", 5, 10, 20, "chunk y of host z", "ChunkMissingError", 3
+    )
+    assert str(report) == (
+        "read failed: layer x of app:1, file /etc/a\\nERROR forged\\x1b[2J, bytes 10+20: chunk y of host z (3 more like it)"
+    )
