@@ -1,7 +1,8 @@
 # Everything here sets up what it needs: Debian packages (as root), .venv with the versions of requirements.lock.
 #   make demo    an image converted, pulled lazily and run, beside overlayfs, in numbers (LINK= for no shaped link)
+#   make bench   every measurement of docs/benchmarks.md, and that file; `make bench-mount` and its like one of them
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
-.PHONY: demo test lint format unit system venv packages image lock clean
+.PHONY: demo bench test lint format unit system venv packages image lock clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -12,9 +13,17 @@ stamp := $(venv)/.complete
 python := $(venv)/bin/python
 pytest := $(python) -m pytest
 
+# every module of bench/ that is a measurement: bench/NAME.py is run by `make bench-NAME`
+benches := $(filter-out __init__ report timing,$(basename $(notdir $(wildcard bench/*.py))))
+
 demo: packages
 	@$(MAKE) -j2 venv image
 	@PYTHONPATH=. $(python) demo/demo.py $(if $(LINK),--link $(LINK))
+
+bench: $(addprefix bench-,$(benches))
+
+bench-%: packages venv image
+	@PYTHONPATH=. $(python) -m bench.$*
 
 test: packages venv
 	$(MAKE) lint
@@ -25,7 +34,7 @@ lint: venv
 	$(venv)/bin/ruff check .
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/mypy
-	$(venv)/bin/mypy --explicit-package-bases demo tests/conftest.py tests/support tests/system
+	$(venv)/bin/mypy --explicit-package-bases bench demo tests/conftest.py tests/support tests/system
 	$(venv)/bin/lint-imports
 
 format: venv
