@@ -2,7 +2,7 @@
 
 ::
 
-    gRPC server → snapshots service → Snapshotter → Layers → Registries        (metadata, pack indexes)
+    gRPC server → snapshots and diff service → Snapshotter → Layers → Registries        (metadata, pack indexes)
                                                       └───→ Supervisor → mount workers → chunk store chain
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import grpc
 
-from snapshotter.api import snapshots_pb2_grpc
+from snapshotter.api import diff_pb2_grpc, snapshots_pb2_grpc
 from snapshotter.chunkstore.chain import Node
 from snapshotter.daemon import worker_main
 from snapshotter.daemon.config import Config
@@ -27,6 +27,7 @@ from snapshotter.daemon.supervisor import Supervisor
 from snapshotter.errors import FailedPreconditionError, InvalidError
 from snapshotter.registry.hosts import RegistryConfig
 from snapshotter.registry.registries import Registries
+from snapshotter.snapshots.differ import DiffService
 from snapshotter.snapshots.paths import prepare_root
 from snapshotter.snapshots.service import SnapshotsService
 from snapshotter.snapshots.snapshotter import Snapshotter
@@ -76,6 +77,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
             options=[("grpc.max_receive_message_length", MESSAGE_MAX), ("grpc.so_reuseport", 0)],
         )
         snapshots_pb2_grpc.add_SnapshotsServicer_to_server(SnapshotsService(snapshotter), server)
+        diff_pb2_grpc.add_DiffServicer_to_server(DiffService(snapshotter), server)
         _listen(server, config.address)
         stack.callback(config.address.unlink, missing_ok=True)
         server.start()

@@ -123,8 +123,8 @@ class Reader:
         return [Link(i, Layer(layer), diff_id) for i, layer, diff_id in self._db.execute(_CHAIN, (ident,))]
 
     def lazy(self, chain_id: Digest, parent_id: int | None) -> Row | None:
-        """The lazy layer with this chain ID on this parent, if it is recorded."""
-        query = _SELECT + "WHERE s.chain_id = ? AND s.parent IS ? AND s.kind = ?"
+        """The lazy layer with this chain ID on this parent, if it is recorded; of several the oldest."""
+        query = _SELECT + "WHERE s.chain_id = ? AND s.parent IS ? AND s.kind = ? ORDER BY s.id LIMIT 1"
         values = self._db.execute(query, (chain_id, parent_id, Kind.COMMITTED)).fetchone()
         return None if values is None else _row(values)
 
@@ -196,7 +196,7 @@ class Writer(Reader):
         Raises:
             AlreadyExistsError: `name` is taken.
             NotFoundError: there is no `key`, or no `parent`.
-            FailedPreconditionError: `key` is not active, or `parent` not committed.
+            FailedPreconditionError: `key` is not active, or `parent` not committed; or it is a lazy layer, whose parent stands.
             InvalidError: it has another parent already.
         """
         self._must_be_free(name)
@@ -207,6 +207,8 @@ class Writer(Reader):
         if parent and parent != row.info.parent:
             if row.info.parent:
                 raise InvalidError(f"snapshot {key!r} has the parent {row.info.parent!r}, it cannot be committed on {parent!r}")
+            if row.layer is not Layer.ORDINARY:
+                raise FailedPreconditionError(f"snapshot {key!r} is a PuzzleFS layer without a parent, it cannot get one")
             try:
                 above = self.parent(parent)
             except InvalidError as error:
@@ -218,6 +220,23 @@ class Writer(Reader):
             (name, parent_id, Kind.COMMITTED, _dump(kept), kept.get(REF_LABEL), now, now, row.id),
         )
         return self.get(name)
+
+    def mark(self, ident: int, layer: Layer, diff_id: Digest, chain: Digest) -> Row:
+        """The active snapshot with this number, which is from now on the lazy layer `diff_id` on its parent.
+
+        Raises:
+            NotFoundError: it is gone.
+            FailedPreconditionError: it is not active, or another layer already.
+        """
+        row = self.numbered(ident)
+        if row.info.kind is not Kind.ACTIVE:
+            raise FailedPreconditionError(f"snapshot {row.info.name!r} cannot become a layer: it is not active")
+        if row.layer is not Layer.ORDINARY and (row.layer, row.diff_id) != (layer, diff_id):
+            raise FailedPreconditionError(f"snapshot {row.info.name!r} is another PuzzleFS layer already")
+        self._db.execute(
+            "UPDATE snapshots SET layer = ?, diff_id = ?, chain_id = ? WHERE id = ?", (layer, diff_id, chain, ident)
+        )
+        return self.numbered(ident)
 
     def remove(self, name: str) -> Row:
         """Delete the row; what it was is answered.

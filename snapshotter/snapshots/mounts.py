@@ -50,6 +50,21 @@ def derive(kind: Kind, ident: int, below: Sequence[Path], paths: Paths, extra: S
     return (Mount("overlay", "overlay", (*options, *extra)),)
 
 
+def upper_of(found: Sequence[Mount]) -> Path | None:
+    """The directory that takes what is written through the mounts `found`; None where that is no plain directory.
+
+    A client unpacks a layer into it: overlayfs' upper directory, or a directory itself, bound with nothing below.
+    """
+    if len(found) != 1 or "ro" in found[0].options:
+        return None
+    if found[0].type == "bind":
+        return Path(found[0].source)
+    if found[0].type == "overlay":
+        uppers = [option.removeprefix("upperdir=") for option in found[0].options if option.startswith("upperdir=")]
+        return Path(uppers[0]) if len(uppers) == 1 else None
+    return None
+
+
 def overlay_options(module: Path = Path("/sys/module/overlay/parameters")) -> tuple[str, ...]:
     """The options that this kernel's overlayfs should get.
 

@@ -55,6 +55,13 @@ class Paths:
         """What an ordinary snapshot adds."""
         return self.snapshots / str(ident) / "fs"
 
+    def number_of(self, upper: Path) -> int | None:
+        """The snapshot whose `upper` this is; None if it is none of ours."""
+        name = upper.parent.name
+        if not (name.isascii() and name.isdigit()) or upper != self.upper(int(name)):
+            return None
+        return int(name)
+
     def work(self, ident: int) -> Path:
         """overlayfs' workdir of an active snapshot."""
         return self.snapshots / str(ident) / "work"

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from snapshotter.errors import AlreadyExistsError, PuzzlefsError
 from snapshotter.format.annotations import MetadataLayer, PackLayer, parse
-from snapshotter.format.digest import Digest, to_text
+from snapshotter.format.digest import Digest, chain_id, to_text
 from snapshotter.snapshots import lazy
 from snapshotter.snapshots.lazy import LazyLayers
 from snapshotter.snapshots.metastore import MetaStore, Reader, Writer
@@ -34,6 +36,7 @@ class LazyChains:
         self._store = store
         self._layers = layers
         self._locks = KeyedLocks()
+        self._lent: Counter[Digest] = Counter()  # changed under the layer's lock
         self._failed: dict[Digest, PuzzlefsError] = {}
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str], layer: MetadataLayer | PackLayer) -> Row:
@@ -60,6 +63,63 @@ class LazyChains:
             try:
                 with self._store.write() as tx:
                     return self._record(tx, key, parent, labels, layer)
+            except BaseException:
+                self._drop_if_unused(layer.diff_id)
+                raise
+
+    def adopt(self, ident: int, layer: MetadataLayer | PackLayer) -> bool:
+        """Make the active snapshot with the number `ident` the lazy layer `layer`, which it is still when it is committed.
+
+        For a client that unpacks without labels (`differ`). False where the chain ID of the parent is unknown: nothing that
+        stands on it can be told from another image's layer then.
+
+        Raises:
+            NotFoundError, FailedPreconditionError: as `metastore.Writer.mark`.
+            UnavailableError, CorruptError, InvalidError: the layer cannot be had.
+        """
+        with self._store.read() as rx:
+            row = rx.numbered(ident)
+            above = None if row.parent_id is None else rx.numbered(row.parent_id)
+        below = None if above is None else lazy.chain_of(above)
+        if above is not None and below is None:
+            return False
+        diff_id = lazy.diff_id_of(layer)
+        chain = chain_id(below, diff_id)
+        if isinstance(layer, PackLayer):
+            with self._store.write() as tx:
+                tx.mark(ident, Layer.PACK, diff_id, chain)
+            return True
+        hint = Hint(layer.annotations(), lazy.image_of(row.info.labels, layer), lazy.namespace_of(row.info.name))
+        with self._held(layer, hint), self._store.write() as tx:
+            tx.mark(ident, Layer.METADATA, diff_id, chain)
+        return True
+
+    @contextmanager
+    def lent(self, layer: MetadataLayer, namespace: str) -> Iterator[Path]:
+        """Where `layer` is mounted while the block lasts, without any snapshot of it.
+
+        Raises:
+            UnavailableError, CorruptError, InvalidError: it cannot be had.
+        """
+        with self._held(layer, Hint(layer.annotations(), layer.source, namespace)):
+            self._lent[layer.diff_id] += 1
+            mountpoint = self._layers.mountpoint(layer.diff_id)
+        try:
+            yield mountpoint
+        finally:
+            with self._locks.hold(layer.diff_id):
+                self._lent[layer.diff_id] -= 1
+                self._drop_if_unused(layer.diff_id)
+
+    @contextmanager
+    def _held(self, layer: MetadataLayer, hint: Hint) -> Iterator[None]:
+        """Under the layer's lock, with the layer mounted; if the block raises, nothing of it stays that nobody uses."""
+        with self._locks.hold(layer.diff_id):
+            with self._store.read() as rx:
+                known = hint in rx.hints(layer.diff_id)
+            self._have(layer, hint, known=known)
+            try:
+                yield
             except BaseException:
                 self._drop_if_unused(layer.diff_id)
                 raise
@@ -155,7 +215,10 @@ class LazyChains:
         raise error
 
     def _drop_if_unused(self, diff_id: Digest) -> None:
-        """Under the layer's lock: release it and forget how it was asked for, unless a snapshot uses it."""
+        """Under the layer's lock: release it and forget how it was asked for, unless a snapshot uses it or it is lent."""
+        if self._lent[diff_id] > 0:
+            return
+        del self._lent[diff_id]
         with self._store.read() as rx:
             if diff_id in rx.diff_ids():
                 return

@@ -5,20 +5,16 @@ Everything that a client can send has a bound, checked here; what is beyond it i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Never
 
 import grpc
 from google.protobuf import empty_pb2, timestamp_pb2
 
 from snapshotter import errors
 from snapshotter.api import snapshots_pb2, snapshots_pb2_grpc, types_pb2
+from snapshotter.snapshots.answers import answering
 from snapshotter.snapshots.model import Info, Kind, Mount
 from snapshotter.snapshots.snapshotter import Snapshotter
-
-_LOG = logging.getLogger(__name__)
 
 KEY_MAX = 4096
 """Longest key, name or parent, in bytes."""
@@ -38,34 +34,9 @@ PAGE_SIZE = 1 << 20
 PAGE_COUNT = 100
 """Snapshots after which an answer of List is sent and another begun (as containerd's own service does)."""
 
-_MESSAGE_MAX = 6000
-"""Longest message of an error, in bytes as it travels: percent-encoded in a header. Of all headers together gRPC takes 8 KiB;
-what has more is refused with RESOURCE_EXHAUSTED, the likelier the longer it is."""
-
 _NANO = 10**9
 
 _KINDS = {Kind.VIEW: snapshots_pb2.VIEW, Kind.ACTIVE: snapshots_pb2.ACTIVE, Kind.COMMITTED: snapshots_pb2.COMMITTED}
-
-
-def code_of(error: errors.PuzzlefsError) -> grpc.StatusCode:
-    """The gRPC code for a category of error.
-
-    containerd 1.6 takes every code that it does not know for UNKNOWN, so only those are used that it does: data that does
-    not match its digest, or a kernel that cannot, is a precondition that does not hold, which no client tries again.
-    """
-    match error:
-        case errors.NotFoundError():
-            return grpc.StatusCode.NOT_FOUND
-        case errors.AlreadyExistsError():
-            return grpc.StatusCode.ALREADY_EXISTS
-        case errors.InvalidError():
-            return grpc.StatusCode.INVALID_ARGUMENT
-        case errors.FailedPreconditionError() | errors.CorruptError() | errors.UnsupportedError():
-            return grpc.StatusCode.FAILED_PRECONDITION
-        case errors.UnavailableError():
-            return grpc.StatusCode.UNAVAILABLE
-        case _:
-            return grpc.StatusCode.INTERNAL
 
 
 class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
@@ -78,7 +49,7 @@ class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.PrepareSnapshotRequest, context: grpc.ServicerContext
     ) -> snapshots_pb2.PrepareSnapshotResponse:
         """A new active snapshot."""
-        with _answering(context, "Prepare", request.key):
+        with answering(context, "Prepare", request.key):
             key, parent, labels = checked_key(request.key), checked_parent(request.parent), checked_labels(request.labels)
             return snapshots_pb2.PrepareSnapshotResponse(mounts=mount_messages(self._snapshotter.prepare(key, parent, labels)))
 
@@ -86,7 +57,7 @@ class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.ViewSnapshotRequest, context: grpc.ServicerContext
     ) -> snapshots_pb2.ViewSnapshotResponse:
         """A new view."""
-        with _answering(context, "View", request.key):
+        with answering(context, "View", request.key):
             key, parent, labels = checked_key(request.key), checked_parent(request.parent), checked_labels(request.labels)
             return snapshots_pb2.ViewSnapshotResponse(mounts=mount_messages(self._snapshotter.view(key, parent, labels)))
 
@@ -94,14 +65,14 @@ class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.MountsRequest, context: grpc.ServicerContext
     ) -> snapshots_pb2.MountsResponse:
         """The mounts of an active snapshot or a view."""
-        with _answering(context, "Mounts", request.key):
+        with answering(context, "Mounts", request.key):
             return snapshots_pb2.MountsResponse(mounts=mount_messages(self._snapshotter.mounts(checked_key(request.key))))
 
     def Commit(  # noqa: N802
         self, request: snapshots_pb2.CommitSnapshotRequest, context: grpc.ServicerContext
     ) -> empty_pb2.Empty:
         """Commit an active snapshot."""
-        with _answering(context, "Commit", request.key):
+        with answering(context, "Commit", request.key):
             name, key, labels = checked_key(request.name), checked_key(request.key), checked_labels(request.labels)
             self._snapshotter.commit(name, key, labels, checked_parent(request.parent))
             return empty_pb2.Empty()
@@ -110,7 +81,7 @@ class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.RemoveSnapshotRequest, context: grpc.ServicerContext
     ) -> empty_pb2.Empty:
         """Forget a snapshot."""
-        with _answering(context, "Remove", request.key):
+        with answering(context, "Remove", request.key):
             self._snapshotter.remove(checked_key(request.key))
             return empty_pb2.Empty()
 
@@ -118,14 +89,14 @@ class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.StatSnapshotRequest, context: grpc.ServicerContext
     ) -> snapshots_pb2.StatSnapshotResponse:
         """What is known about a snapshot."""
-        with _answering(context, "Stat", request.key):
+        with answering(context, "Stat", request.key):
             return snapshots_pb2.StatSnapshotResponse(info=info_message(self._snapshotter.stat(checked_key(request.key))))
 
     def Update(  # noqa: N802
         self, request: snapshots_pb2.UpdateSnapshotRequest, context: grpc.ServicerContext
     ) -> snapshots_pb2.UpdateSnapshotResponse:
         """Change labels."""
-        with _answering(context, "Update", request.info.name):
+        with answering(context, "Update", request.info.name):
             name, labels, fields = (
                 checked_key(request.info.name),
                 checked_labels(request.info.labels),
@@ -139,14 +110,14 @@ class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
         """The snapshots that a filter wants, in as many messages as it takes."""
-        with _answering(context, "List", ""):
+        with answering(context, "List", ""):
             yield from pages(self._snapshotter.walk(list(request.filters)))
 
     def Usage(  # noqa: N802
         self, request: snapshots_pb2.UsageRequest, context: grpc.ServicerContext
     ) -> snapshots_pb2.UsageResponse:
         """What a snapshot takes on disk."""
-        with _answering(context, "Usage", request.key):
+        with answering(context, "Usage", request.key):
             usage = self._snapshotter.usage(checked_key(request.key))
             return snapshots_pb2.UsageResponse(size=usage.size, inodes=usage.inodes)
 
@@ -154,7 +125,7 @@ class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.CleanupRequest, context: grpc.ServicerContext
     ) -> empty_pb2.Empty:
         """Delete what Remove left behind."""
-        with _answering(context, "Cleanup", ""):
+        with answering(context, "Cleanup", ""):
             self._snapshotter.cleanup()
             return empty_pb2.Empty()
 
@@ -235,36 +206,3 @@ def mount_messages(mounts: Sequence[Mount]) -> list[types_pb2.Mount]:
 def _timestamp(nanoseconds: int) -> timestamp_pb2.Timestamp:
     seconds, nanos = divmod(nanoseconds, _NANO)
     return timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
-
-
-@contextmanager
-def _answering(context: grpc.ServicerContext, call: str, key: str) -> Iterator[None]:
-    """End the call with the code that belongs to what the block raises."""
-    try:
-        yield
-    except errors.PuzzlefsError as error:
-        code = code_of(error)
-        # What exists already, or not, is how clients ask; the rest is worth a line.
-        quiet = code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS)
-        _LOG.log(logging.DEBUG if quiet else logging.WARNING, "%s %s: %s: %s", call, key[:200], code.name, error)
-        _abort(context, code, str(error))
-    except Exception as error:
-        _LOG.exception("%s %s failed unexpectedly", call, key[:200])
-        _abort(
-            context, grpc.StatusCode.INTERNAL, f"{call} failed unexpectedly ({type(error).__name__}), see the snapshotter's log"
-        )
-
-
-def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> Never:
-    context.abort(code, fitting(message))
-    raise AssertionError  # abort() always raises
-
-
-def fitting(message: str) -> str:
-    """`message`, cut where it would not fit a header."""
-    size = 0
-    for position, character in enumerate(message):
-        size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode(errors="replace"))
-        if size > _MESSAGE_MAX:
-            return message[:position] + "…"
-    return message

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from snapshotter.errors import (
     PuzzlefsError,
     UnavailableError,
 )
-from snapshotter.format.digest import Digest
+from snapshotter.format.annotations import MetadataLayer, PackLayer
+from snapshotter.format.digest import Digest, to_text
 from snapshotter.snapshots import disk, lazy, mounts, paths
 from snapshotter.snapshots.filters import Filter
 from snapshotter.snapshots.lazy import LazyLayers
@@ -131,7 +133,8 @@ class Snapshotter:
             chain = rx.chain(row.id)
         if row.info.kind is Kind.COMMITTED:
             raise FailedPreconditionError(f"snapshot {key!r} has no mounts: it is not active, and no view")
-        below = self._lowers(chain[1:])
+        # one that the differ has taken for a layer shows it already
+        below = self._lowers(chain[1:] if row.layer is Layer.ORDINARY else chain)
         return mounts.derive(row.info.kind, row.id, below, self._paths, self._options)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str], parent: str = "") -> None:
@@ -141,9 +144,38 @@ class Snapshotter:
 
         Raises:
             AlreadyExistsError, NotFoundError, FailedPreconditionError, InvalidError: as `metastore.Writer.commit`.
+            FailedPreconditionError: files were written into a snapshot that is a PuzzleFS layer.
         """
+        with self._store.read() as rx:
+            before = rx.find(key)
+        if before is not None and before.diff_id is not None and not self._untouched(before.id):
+            layer = to_text(before.diff_id)
+            raise FailedPreconditionError(
+                f"snapshot {key!r} is PuzzleFS layer {layer}, and files were written into it: it cannot be committed"
+            )
         with self._store.write() as tx:
-            tx.commit(name, key, labels, parent)
+            row = tx.commit(name, key, labels, parent)
+        if row.layer is not Layer.ORDINARY:
+            _remove(self._paths.directory(row.id))  # empty, and nobody's any more
+
+    def adopt(self, found: Sequence[Mount], layer: MetadataLayer | PackLayer) -> bool:
+        """Make an active snapshot the lazy layer `layer`: the one whose mounts are `found`.
+
+        False where that cannot be: they are not ours, or there is something in it already, or the chain ID of its parent is
+        unknown. Doing it twice is harmless.
+
+        Raises:
+            NotFoundError: the snapshot is gone.
+            FailedPreconditionError: it is not active, or another layer.
+            UnavailableError, CorruptError, InvalidError: the layer cannot be had.
+        """
+        upper = mounts.upper_of(found)
+        ident = None if upper is None else self._paths.number_of(upper)
+        return ident is not None and self._untouched(ident) and self._chains.adopt(ident, layer)
+
+    def lent(self, layer: MetadataLayer, namespace: str) -> AbstractContextManager[Path]:
+        """Where `layer` is mounted while the block lasts, as `pull.LazyChains.lent`."""
+        return self._chains.lent(layer, namespace)
 
     def remove(self, key: str) -> None:
         """Forget a snapshot. Its key is free at once; its directory, or its layer's mount, goes at the next `cleanup`.
@@ -271,6 +303,13 @@ class Snapshotter:
             if len(page) < PAGE:
                 return
             after = page[-1].id
+
+    def _untouched(self, ident: int) -> bool:
+        try:
+            with os.scandir(self._paths.upper(ident)) as entries:
+                return next(entries, None) is None
+        except FileNotFoundError:
+            return True
 
     def _gone(self, name: str) -> FailedPreconditionError:
         return FailedPreconditionError(

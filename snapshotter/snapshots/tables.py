@@ -19,7 +19,8 @@ CREATE TABLE snapshots (
     parent    INTEGER REFERENCES snapshots (id) ON DELETE RESTRICT,
     -- model.Kind: 1 view, 2 active, 3 committed.
     kind      INTEGER NOT NULL CHECK (kind IN (1, 2, 3)),
-    -- model.Layer: 0 ordinary (a directory), 1 PuzzleFS metadata (a mount), 2 PuzzleFS pack (nothing).
+    -- model.Layer: 0 ordinary (a directory), 1 PuzzleFS metadata (a mount), 2 PuzzleFS pack (nothing). The latter two with
+    -- kind 2 (active): the differ has taken it for this layer, and its directory is empty until it is committed.
     layer     INTEGER NOT NULL DEFAULT 0 CHECK (layer IN (0, 1, 2)),
     -- 32 bytes, the sha256 of the uncompressed metadata or of the pack; NULL for ordinary snapshots.
     diff_id   BLOB    CHECK ((layer = 0) = (diff_id IS NULL)),
@@ -40,8 +41,9 @@ CREATE TABLE snapshots (
 CREATE INDEX snapshots_parent ON snapshots (parent);
 CREATE INDEX snapshots_ref ON snapshots (ref) WHERE ref IS NOT NULL;
 CREATE INDEX snapshots_diff_id ON snapshots (diff_id) WHERE diff_id IS NOT NULL;
--- One committed snapshot per chain and parent, whoever asks for it.
-CREATE UNIQUE INDEX snapshots_chain ON snapshots (chain_id, ifnull(parent, 0)) WHERE chain_id IS NOT NULL AND kind = 3;
+-- A Prepare that asks for a chain by labels is answered with the one that is there. A client that unpacks without labels
+-- commits under a name of its own, so that a chain may be there several times on one parent.
+CREATE INDEX snapshots_chain ON snapshots (chain_id, parent) WHERE chain_id IS NOT NULL AND kind = 3;
 
 -- The ways in which a lazy layer was asked for: what mounts it again after a restart. Written before the layer is fetched;
 -- a diff ID without a snapshot is therefore one that Cleanup has to release.

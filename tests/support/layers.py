@@ -23,6 +23,7 @@ class DirectoryLayers:
         self.restored: list[tuple[MetadataLayer, str | None]] = []
         self.refused: dict[Digest, PuzzlefsError] = {}
         self.stuck: dict[Digest, PuzzlefsError] = {}
+        self.keep = False  # a released layer keeps its files
         self.during_ensure: Callable[[], None] = lambda: None
 
     @property
@@ -49,7 +50,7 @@ class DirectoryLayers:
         self.calls.append(("release", diff_id))
         if diff_id in self.stuck:
             raise self.stuck[diff_id]
-        if self.mountpoint(diff_id).exists():
+        if self.mountpoint(diff_id).exists() and not self.keep:
             self.mountpoint(diff_id).rmdir()
 
     def usage(self, diff_id: Digest) -> Usage:

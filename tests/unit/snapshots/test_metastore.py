@@ -217,7 +217,7 @@ def test_usage_is_kept_for_committed_snapshots_alone(store: MetaStore) -> None:
         assert tx.get("a").usage is None
 
 
-def test_a_lazy_layer_has_a_name_of_its_own_and_is_there_once_per_parent(store: MetaStore) -> None:
+def test_a_lazy_layer_has_a_name_of_its_own_and_the_oldest_answers_for_its_chain(store: MetaStore) -> None:
     base = committed(store, "base")
     with store.write() as tx:
         row = tx.insert_lazy("ns/1/", base, Layer.METADATA, A, B, {"l": "1"})
@@ -226,10 +226,38 @@ def test_a_lazy_layer_has_a_name_of_its_own_and_is_there_once_per_parent(store: 
         assert tx.lazy(B, base) == row
         assert tx.lazy(B, None) is None
         assert tx.diff_ids() == {A}
-    with pytest.raises(FailedPreconditionError), store.write() as tx:
         tx.insert_lazy("ns/2/", base, Layer.METADATA, A, B, {})
+        assert tx.lazy(B, base) == row
+        other = tx.insert_lazy("ns/2/", None, Layer.METADATA, A, B, {})
+        assert tx.lazy(B, None) == other
+
+
+def test_an_active_snapshot_becomes_a_layer_and_stays_one(store: MetaStore) -> None:
+    base = committed(store, "base")
     with store.write() as tx:
-        tx.insert_lazy("ns/2/", None, Layer.METADATA, A, B, {})
+        ident = tx.insert("key", "base", Kind.ACTIVE, {}).id
+        row = tx.mark(ident, Layer.METADATA, A, B)
+        assert (row.layer, row.diff_id, row.chain_id, row.info.kind) == (Layer.METADATA, A, B, Kind.ACTIVE)
+        assert tx.mark(ident, Layer.METADATA, A, B) == row
+        assert tx.lazy(B, base) is None, "only a committed one answers for its chain"
+        assert ident in tx.ids(), "it owns its directory until it is committed"
+        with pytest.raises(FailedPreconditionError, match="another"):
+            tx.mark(ident, Layer.METADATA, B, B)
+        with pytest.raises(FailedPreconditionError, match="not active"):
+            tx.mark(base, Layer.METADATA, A, B)
+        with pytest.raises(NotFoundError):
+            tx.mark(10**6, Layer.METADATA, A, B)
+        tx.commit("name", "key", {}, "")
+        assert tx.lazy(B, base) == tx.get("name")
+        assert ident not in tx.ids()
+
+
+def test_a_layer_on_nothing_gets_no_parent_at_commit(store: MetaStore) -> None:
+    committed(store, "base")
+    with store.write() as tx:
+        tx.mark(tx.insert("key", "", Kind.ACTIVE, {}).id, Layer.METADATA, A, A)
+    with pytest.raises(FailedPreconditionError, match="without a parent"), store.write() as tx:
+        tx.commit("name", "key", {}, "base")
 
 
 def test_hints_are_kept_latest_first_once_each_and_bounded(store: MetaStore) -> None:

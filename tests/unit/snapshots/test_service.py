@@ -15,8 +15,9 @@ from google.protobuf import field_mask_pb2
 from snapshotter import errors
 from snapshotter.api import snapshots_pb2, snapshots_pb2_grpc
 from snapshotter.snapshots import service
+from snapshotter.snapshots.answers import code_of, fitting
 from snapshotter.snapshots.model import Info, Kind
-from snapshotter.snapshots.service import SnapshotsService, code_of, pages
+from snapshotter.snapshots.service import SnapshotsService, pages
 from snapshotter.snapshots.snapshotter import Snapshotter
 from tests.support.layers import DirectoryLayers, labels_of, metadata
 
@@ -120,8 +121,8 @@ def test_a_long_message_fits_a_header(client: Any, layers: DirectoryLayers) -> N
 @pytest.mark.parametrize(("character", "encoded"), [("a", 1), ("%", 3), ("\n", 3), ("ü", 6), ("日", 9), ("😀", 12)])
 def test_a_message_is_cut_by_its_encoded_length(character: str, encoded: int) -> None:
     whole = character * (6000 // encoded)
-    assert service.fitting(whole) == whole
-    assert service.fitting(whole + character * 10) == whole + "…"
+    assert fitting(whole) == whole
+    assert fitting(whole + character * 10) == whole + "…"
 
 
 @pytest.mark.parametrize(
