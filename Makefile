@@ -2,7 +2,7 @@
 #   make demo    an image converted, pulled lazily and run, beside overlayfs, in numbers (LINK= for no shaped link)
 #   make bench   every measurement of docs/benchmarks.md, and that file; `make bench-mount` and its like one of them
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
-.PHONY: demo bench test lint format unit system venv packages image lock clean
+.PHONY: demo bench test lint format unit system venv packages image kernel lock clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -34,7 +34,7 @@ lint: venv
 	$(venv)/bin/ruff check .
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/mypy
-	$(venv)/bin/mypy --explicit-package-bases bench demo tests/conftest.py tests/support tests/system
+	$(venv)/bin/mypy --explicit-package-bases bench demo tests/conftest.py tests/support tests/system tests/vm
 	$(venv)/bin/lint-imports
 
 format: venv
@@ -46,7 +46,7 @@ unit: venv
 	$(pytest) -q -n 2 -m 'not root' tests
 
 # the tests with real mounts, containerd and a registry, one after the other: they share the machine's kernel
-system: packages venv image
+system: packages venv image kernel
 	$(pytest) -m root --durations=10 tests
 
 packages:
@@ -54,6 +54,10 @@ packages:
 
 image: packages
 	@$(PYTHON) -m tests.support.debian
+
+# a kernel with fs-verity, for the tests in a virtual machine
+kernel: packages
+	@scripts/kernel
 
 venv: $(stamp)
 

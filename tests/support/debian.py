@@ -61,8 +61,8 @@ def compressed_size(layout: Path) -> int:
 
 def _build(work: Path) -> None:
     archive = work / "root.tar"
-    sources = [f"deb {uri} {suite} main" for uri, suite in mirrors(_apt_sources(Path("/etc/apt")))]
-    options = [f"--aptopt={line}" for line in _proxies()]
+    sources = [f"deb {uri} {suite} main" for uri, suite in apt_mirrors()]
+    options = [f"--aptopt={line}" for line in apt_proxies()]
     print(f"building {TAG}: {SUITE} with {PACKAGES} from {sources[0].split()[1]}", flush=True)
     run(
         "mmdebstrap",
@@ -97,14 +97,22 @@ def mirrors(lines: Iterable[str]) -> list[tuple[str, str]]:
     return [(main[0], SUITE), *((uri, f"{SUITE}-security") for uri in security[:1])]
 
 
+def apt_mirrors() -> list[tuple[str, str]]:
+    """What `mirrors` finds in this machine's configuration of apt."""
+    return mirrors(_apt_sources(Path("/etc/apt")))
+
+
 def _apt_sources(etc: Path) -> list[str]:
     parts = etc / "sources.list.d"
     files = [etc / "sources.list", *sorted(parts.glob("*.list")), *sorted(parts.glob("*.sources"))]
     return [line for file in files if file.is_file() for line in file.read_text().splitlines()]
 
 
-def _proxies() -> list[str]:
-    # mmdebstrap's apt does not read the machine's own configuration
+def apt_proxies() -> list[str]:
+    """The proxies that apt is set up with, as lines of its configuration.
+
+    The apt of mmdebstrap and that of a new tree do not read the machine's.
+    """
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     return [line for line in dump.splitlines() if re.match(r'Acquire::https?::Proxy "', line)]
 

@@ -1,0 +1,44 @@
+"""The virtual machine itself: it boots, runs commands, keeps what is written to its disks and only that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import run
+from tests.vm.machine import Machine, make_disk
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_disk(tmp_path_factory.mktemp("vm") / "data.img", 64)
+
+
+@pytest.fixture(scope="module")
+def machine(disk: Path) -> Iterator[Machine]:
+    with Machine(disk.parent, disks=[disk]) as machine:
+        yield machine
+
+
+def test_commands_run_as_root_and_say_how_they_ended(machine: Machine) -> None:
+    done = machine.run("id -u; echo wrong >&2; exit 7")
+    assert (done.status, done.output) == (7, "0\nwrong\n")
+
+
+def test_a_command_that_does_not_end_is_ended(machine: Machine) -> None:
+    assert machine.run("echo begun; sleep 100", timeout=1).status is None
+    assert machine.check("echo alive") == "alive\n"
+
+
+def test_the_kernel_has_what_this_ones_may_lack(machine: Machine) -> None:
+    assert int(machine.check("uname -r").split(".")[0]) >= 6
+    assert "overlay" in machine.check("cat /proc/filesystems")
+
+
+def test_disks_keep_what_was_synced(machine: Machine, disk: Path) -> None:
+    machine.check("mount /dev/disk/data /mnt && echo kept > /mnt/file && umount /mnt")
+    assert run("debugfs", "-R", "cat /file", disk).stdout == "kept\n"
