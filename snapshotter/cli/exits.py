@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+from snapshotter.cli.output import safe
 from snapshotter.errors import (
     AlreadyExistsError,
     CorruptError,
@@ -55,4 +56,4 @@ def one_line(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return safe(text)

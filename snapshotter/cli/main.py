@@ -16,6 +16,7 @@ from snapshotter.errors import PuzzlefsError
 _COMMANDS = {
     "build": "snapshotter.cli.local",
     "convert": "snapshotter.cli.images",
+    "doctor": "snapshotter.cli.doctor",
     "extract": "snapshotter.cli.local",
     "mount": "snapshotter.cli.local",
     "pull": "snapshotter.cli.node",

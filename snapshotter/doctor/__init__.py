@@ -1,0 +1,1 @@
+"""What is right and wrong with this node: pure checks over facts, and a thin collector of the facts."""
