@@ -2,7 +2,7 @@
 #   make demo    an image converted, pulled lazily and run, beside overlayfs, in numbers (LINK= for no shaped link)
 #   make bench   every measurement of docs/benchmarks.md, and that file; `make bench-mount` and its like one of them
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
-.PHONY: demo bench test lint format unit system venv packages image kernel lock clean
+.PHONY: demo bench test lint format unit system venv packages image kernel upstream lock clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -46,7 +46,7 @@ unit: venv
 	$(pytest) -q -n 2 -m 'not root' tests
 
 # the tests with real mounts, containerd and a registry, one after the other: they share the machine's kernel
-system: packages venv image kernel
+system: packages venv image kernel upstream
 	$(pytest) -m root --durations=10 tests
 
 packages:
@@ -58,6 +58,10 @@ image: packages
 # a kernel with fs-verity, for the tests in a virtual machine
 kernel: packages
 	@scripts/kernel
+
+# upstream's own program, to compare with, where Rust is there to build it
+upstream: packages
+	@$(PYTHON) -m tests.support.upstream
 
 venv: $(stamp)
 

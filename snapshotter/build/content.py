@@ -17,7 +17,7 @@ from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.spool import RawSpool
 from snapshotter.build.tar import TarReader
 from snapshotter.build.tarheader import TarHeader
-from snapshotter.build.walk import FileReader, walk
+from snapshotter.build.walk import FileReader, check_empty, walk
 from snapshotter.format import codec
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import ChunkVerity, RootfsContent
@@ -69,13 +69,20 @@ def layer_from_tar(
     return root
 
 
-def layer_from_directory(path: str | bytes | Path, encoder: ParallelEncoder, cutting: Cutting, report: Report = silent) -> Node:
-    """The tree of a directory, its files cut.
+def layer_from_directory(
+    path: str | bytes | Path,
+    encoder: ParallelEncoder,
+    cutting: Cutting,
+    report: Report = silent,
+    *,
+    every_xattr: bool = False,
+) -> Node:
+    """The tree of a directory, its files cut. `every_xattr` as in `walk.walk`.
 
     Raises:
         NotFoundError, InvalidError, FailedPreconditionError: see `walk.walk` and `walk.FileReader`.
     """
-    root = walk(path)
+    root = walk(path, every_xattr=every_xattr)
     cutter = FileCutter(cutting, encoder)
     contents = list(number(root).contents())
     total = sum(content.size for content in contents)
@@ -85,10 +92,12 @@ def layer_from_directory(path: str | bytes | Path, encoder: ParallelEncoder, cut
         nonlocal done
         report(Progress("read", os.fsdecode(path), done, total))
         done += content.size
-        return FileReader(content.path, content.size)
+        return FileReader(content.path, content.size, content.stamp)
 
     for content in contents:
-        if cutter.stands_alone(content.size):
+        if not content.size:
+            check_empty(content.path, content.stamp)
+        elif cutter.stands_alone(content.size):
             cutter.cut_alone(content, open_file(content))
     cutter.cut_together((content for content in contents if not cutter.stands_alone(content.size)), open_file)
     cutter.finish()

@@ -9,24 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from snapshotter.errors import CorruptError
 from snapshotter.format.model import ROOT_INO, DirEntry, FileChunk, Inode, Kind, Xattr
 from snapshotter.format.rootfs import Rootfs
 
 
+class Stamp(NamedTuple):
+    """What stat(2) says of a file that nobody has written to since: inode number, and times in nanoseconds."""
+
+    ino: int
+    mtime: int
+    ctime: int
+
+
 class Content:
     """A regular file's bytes: how many, where they can be read until they are cut, and the chunks they were cut into.
 
-    `path` is where a file on disk is, `offset` where a file of a tar stream stands in the builder's spool. `chunks` is None
-    until the file is cut; an empty file needs no cutting.
+    `path` is where a file on disk is and `stamp` by what it is known to be unchanged, `offset` where a file of a tar stream
+    stands in the builder's spool. `chunks` is None until the file is cut; an empty file needs no cutting.
     """
 
-    __slots__ = ("chunks", "offset", "path", "size")
+    __slots__ = ("chunks", "offset", "path", "size", "stamp")
 
-    def __init__(self, size: int, *, path: bytes = b"", chunks: Sequence[FileChunk] | None = None) -> None:
+    def __init__(
+        self, size: int, *, path: bytes = b"", stamp: Stamp | None = None, chunks: Sequence[FileChunk] | None = None
+    ) -> None:
         self.size = size
         self.path = path
+        self.stamp = stamp
         self.offset = 0
         self.chunks = chunks if size or chunks is not None else ()
 
@@ -154,31 +166,33 @@ def number(root: Node) -> Numbering:
 
 def inodes(numbering: Numbering) -> list[Inode]:
     """The inodes of a tree whose files have been cut, ready to be encoded."""
-    return [
-        Inode(
-            ino,
-            node.kind,
-            node.permissions,
-            node.uid,
-            node.gid,
-            node.mtime,
-            node.mtime_nsec,
-            node.device,
-            found,
-            node.look_below if node.kind is Kind.DIR else False,
-            _chunks(node),
-            [Xattr(key, node.xattrs[key]) for key in sorted(node.xattrs)],
-            node.target,
-        )
-        for (ino, node), found in zip(numbering.inodes, numbering.entries, strict=True)
-    ]
+    return [inode(ino, node, found) for (ino, node), found in zip(numbering.inodes, numbering.entries, strict=True)]
+
+
+def inode(ino: int, node: Node, entries: Sequence[DirEntry] = ()) -> Inode:
+    """The inode numbered `ino` that `node`, whose file has been cut, stands for; a directory with `entries`."""
+    return Inode(
+        ino,
+        node.kind,
+        node.permissions,
+        node.uid,
+        node.gid,
+        node.mtime,
+        node.mtime_nsec,
+        node.device,
+        entries,
+        node.look_below if node.kind is Kind.DIR else False,
+        _chunks(node),
+        [Xattr(key, node.xattrs[key]) for key in sorted(node.xattrs)],
+        node.target,
+    )
 
 
 def _chunks(node: Node) -> Sequence[FileChunk]:
     if node.content is None:
         return ()
     if node.content.chunks is None:
-        raise ValueError("inodes() was called before the files were cut")
+        raise ValueError("an inode was asked for before its file was cut")
     return node.content.chunks
 
 
@@ -188,14 +202,14 @@ def from_rootfs(rootfs: Rootfs) -> Node:
     Raises:
         CorruptError: the message breaks a rule, or a directory has more than one parent.
     """
-    nodes = {inode.ino: (inode, _node(inode)) for inode in rootfs.inodes()}
+    nodes = {found.ino: (found, _node(found)) for found in rootfs.inodes()}
     if ROOT_INO not in nodes or nodes[ROOT_INO][1].kind is not Kind.DIR:
         raise CorruptError("the metadata has no root directory")
     named = {ROOT_INO}
-    for inode, node in nodes.values():
-        for entry in inode.entries:
+    for found, node in nodes.values():
+        for entry in found.entries:
             if entry.ino not in nodes:
-                raise CorruptError(f"directory {inode.ino} names inode {entry.ino}, which does not exist")
+                raise CorruptError(f"directory {found.ino} names inode {entry.ino}, which does not exist")
             child = nodes[entry.ino][1]
             if child.children is not None:
                 if entry.ino in named:

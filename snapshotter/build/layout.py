@@ -7,22 +7,29 @@ bytes; the fs-verity digest is always that of the blob, which upstream gets wron
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from snapshotter.build.chunk import CutChunk
 from snapshotter.build.content import build_layer, layer_from_directory
-from snapshotter.build.documents import describe
+from snapshotter.build.delta import delta
+from snapshotter.build.documents import describe, parse_manifest
 from snapshotter.build.encoder import Encoded, ParallelEncoder
+from snapshotter.build.entries import Node
 from snapshotter.build.image import Options
+from snapshotter.build.mtimes import Retime, keep
 from snapshotter.build.progress import Report, silent
-from snapshotter.format.compression import encode_seekable
-from snapshotter.format.digest import Digest, sha256
+from snapshotter.errors import CorruptError, InvalidError, NotFoundError
+from snapshotter.format import codec
+from snapshotter.format.compression import seekable
+from snapshotter.format.digest import Digest, sha256, to_text
+from snapshotter.format.model import CHUNK_MAX, ChunkVerity, RootfsContent
+from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore
-from snapshotter.registry.documents import OCI_MANIFEST, canonical_json, descriptor_to_json
+from snapshotter.registry.documents import OCI_MANIFEST, canonical_json, descriptor_to_json, is_index
 from snapshotter.registry.platforms import Platform
 
 ROOTFS_TYPE = "application/vnd.puzzlefs.image.rootfs.v1"
@@ -30,6 +37,18 @@ FILEDATA_TYPE = "application/vnd.puzzlefs.image.filedata.v1"
 FILEDATA_ZSTD_TYPE = FILEDATA_TYPE + "+zstd"
 VERITY_ANNOTATION = "io.puzzlefsoci.puzzlefs.puzzlefs_verity_root_hash"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+
+MESSAGE_MAX = 1 << 30
+"""Largest metadata message that is read, in bytes: some five million inodes."""
+
+
+@runtime_checkable
+class Layout(ImageStore, Protocol):
+    """A local layout: it also knows how large a blob is that no manifest lists (upstream's delta images have such chunks)."""
+
+    def blob_size(self, digest: Digest) -> int | None:
+        """The blob's size in bytes, None if there is none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +61,123 @@ class BuiltLayout:
 
 def build_layout(
     tree: str | bytes | Path,
-    layout: ImageStore,
+    layout: Layout,
     tag: str,
     *,
+    base: str | None = None,
     compress: bool = False,
+    retime: Retime = keep,
     options: Options | None = None,
     report: Report = silent,
 ) -> BuiltLayout:
     """Build the directory `tree` into `layout` under `tag`. The tag is set when everything else is in place.
 
+    `base` is the tag of a local image in `layout` over which the tree is stored, as one more metadata layer (`delta.delta`).
+    `retime` decides the files' times.
+
     Raises:
-        NotFoundError, InvalidError, FailedPreconditionError: `tree` does not exist, is no directory, or cannot be read.
+        NotFoundError, InvalidError, FailedPreconditionError: `tree` does not exist, is no directory, cannot be read, or
+            changes meanwhile; there is no image `base`.
+        CorruptError: the image `base` is corrupt.
         UnavailableError: see `ImageStore`.
     """
     chosen = options or Options()
-    chunks = _LayoutChunks(layout, encode_seekable if compress else None)
+    below = read_rootfs(layout, base) if base is not None else None
+    chunks = LayoutChunks(layout, compress=compress)
     with ParallelEncoder(chunks.encode, chunks.take, chosen.workers) as encoder:
         root = layer_from_directory(tree, encoder, chosen.cutting, report)
-    built = build_layer(root, chunks.verity)
-    rootfs = describe(ROOTFS_TYPE, built.message, {VERITY_ANNOTATION: verity_digest(built.message).hex()})
-    layout.put_blob(rootfs, io.BytesIO(built.message))
+    retime(root)
+    if below is None:
+        built = build_layer(root, chunks.verity)
+        return publish_layout(layout, tag, built.message, chunk_descriptors(built.chunks, chunks.sizes, compressed=compress))
+    try:
+        message, descriptors = _over(below, root, layout, chunks)
+    finally:
+        below.close()
+    return publish_layout(layout, tag, message, descriptors)
+
+
+def _over(below: Rootfs, root: Node, layout: Layout, chunks: LayoutChunks) -> tuple[bytes, list[Descriptor]]:
+    """The message of the image `below` with `root` over it, and the descriptors of all chunks that its files need."""
+    layers = below.stored()
+    new = delta(root, below)
+    if new:
+        layers = [new, *layers]
+    if len(layers) > codec.LAYERS_MAX:
+        raise InvalidError(f"the image has {len(layers) - 1} metadata layers already; build it anew, without a base layer")
+    bare = Rootfs.open(codec.encode(RootfsContent(layers)))
+    compressed = {chunk.digest: chunk.compressed for found in bare.inodes() for chunk in found.chunks}
+    bare.close()
+    verity: dict[Digest, bytes] = {}
+    descriptors = []
+    for digest, is_compressed in compressed.items():
+        size, recorded = chunks.sizes.get(digest), chunks.verity.get(digest)
+        if size is None or recorded is None:
+            # What upstream's program recorded for a chunk that it did not compress may be wrong.
+            size, recorded = _stored_chunk(layout, digest, below.verity(digest) if is_compressed else None)
+        verity[digest] = recorded
+        descriptors.append(Descriptor(FILEDATA_ZSTD_TYPE if is_compressed else FILEDATA_TYPE, digest, size))
+    pairs = [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]
+    return codec.encode(RootfsContent(layers, pairs)), descriptors
+
+
+def _stored_chunk(layout: Layout, digest: Digest, recorded: bytes | None) -> tuple[int, bytes]:
+    """Size and fs-verity digest of a chunk of the base, which is read unless the digest is known."""
+    size = layout.blob_size(digest)
+    if size is None:
+        raise NotFoundError(f"{layout.name}: chunk {to_text(digest)} of the base layer is missing")
+    if size > CHUNK_MAX:
+        raise CorruptError(f"{layout.name}: chunk {to_text(digest)} has {size} bytes; at most {CHUNK_MAX} are accepted")
+    if recorded is not None:
+        return size, recorded
+    with layout.open_blob(Descriptor("", digest, size)) as stream:
+        return size, verity_digest(stream.read())
+
+
+def read_rootfs(layout: ImageStore, reference: str) -> Rootfs:
+    """The metadata of the local image `reference`, checked against its digests; to be closed.
+
+    Raises what `read_message` and `Rootfs.open` raise.
+    """
+    descriptor, data = layout.manifest(reference)
+    return Rootfs.open(read_message(layout, descriptor, data, f"{layout.name}:{reference}"))
+
+
+def read_message(layout: ImageStore, descriptor: Descriptor, data: bytes, what: str) -> bytes:
+    """The metadata message of the local image whose manifest is `data`; `what` names it in errors.
+
+    Raises:
+        InvalidError: it is no local image. NotFoundError: its metadata is missing.
+        CorruptError: its metadata does not match its digests.
+    """
+    if is_index(descriptor.media_type):
+        raise InvalidError(f"{what} is an index, not an image that puzzlefs build made")
+    layers = parse_manifest(data, what, local=True).layers
+    if not layers or layers[0].media_type != ROOTFS_TYPE:
+        raise InvalidError(f"{what} is not an image that puzzlefs build made; for an ordinary image use puzzlefs convert")
+    rootfs = layers[0]
+    if rootfs.size > MESSAGE_MAX:
+        raise CorruptError(f"{what}: its metadata has {rootfs.size} bytes; at most {MESSAGE_MAX} are read")
+    with layout.open_blob(rootfs) as stream:
+        message = stream.read()
+    declared = rootfs.annotations.get(VERITY_ANNOTATION)
+    if declared is not None and declared.lower() != verity_digest(message).hex():
+        raise CorruptError(f"{what}: the fs-verity digest of its metadata is not the one that its manifest states")
+    return message
+
+
+def chunk_descriptors(chunks: Iterable[Digest], sizes: Mapping[Digest, int], *, compressed: bool) -> list[Descriptor]:
+    """A descriptor for each of `chunks`, whose stored sizes are known; `compressed`: the build's chunks were to be."""
+    kind = FILEDATA_ZSTD_TYPE if compressed else FILEDATA_TYPE
+    return [Descriptor(kind, digest, sizes[digest]) for digest in chunks]
+
+
+def publish_layout(layout: ImageStore, tag: str, message: bytes, chunks: Iterable[Descriptor]) -> BuiltLayout:
+    """Store the metadata `message` of an image whose `chunks` are stored, its manifest, and the tag, in this order."""
+    rootfs = describe(ROOTFS_TYPE, message, {VERITY_ANNOTATION: verity_digest(message).hex()})
+    layout.put_blob(rootfs, io.BytesIO(message))
     layout.put_blob(describe(EMPTY_TYPE, b"{}"), io.BytesIO(b"{}"))
-    kind = FILEDATA_ZSTD_TYPE if compress else FILEDATA_TYPE
-    data = [Descriptor(kind, digest, chunks.sizes[digest]) for digest in built.chunks]
-    content = _manifest([rootfs, *data])
+    content = _manifest([rootfs, *chunks])
     here = Platform.of_this_machine()
     manifest = describe(OCI_MANIFEST, content, platform={"architecture": here.architecture, "os": here.os})
     layout.put_manifest(manifest, content, tag)
@@ -77,10 +189,11 @@ def _manifest(layers: list[Descriptor]) -> bytes:
     return canonical_json({"schemaVersion": 2, "config": config, "layers": [descriptor_to_json(layer) for layer in layers]})
 
 
-class _LayoutChunks:
+class LayoutChunks:
     """Stores each chunk as a blob; what `ParallelEncoder` needs of it."""
 
-    def __init__(self, layout: ImageStore, compress: Callable[[bytes], bytes | None] | None) -> None:
+    def __init__(self, layout: ImageStore, *, compress: bool) -> None:
+        """With `compress`, chunks are stored in zstd's seekable format where that is smaller."""
         self._layout = layout
         self._compress = compress
         self._known: dict[Digest, CutChunk] = {}
@@ -93,15 +206,20 @@ class _LayoutChunks:
         known = self._known.get(name)
         if known is not None:
             return Encoded(known)
-        compressed = self._compress(raw) if self._compress is not None else None
-        stored = raw if compressed is None else compressed
-        digest = name if compressed is None else sha256(stored)
+        encoded = seekable(raw) if self._compress else raw
+        compressed = len(encoded) < len(raw)
+        stored = encoded if compressed else raw
+        digest = sha256(stored) if compressed else name
         self._layout.put_blob(Descriptor(FILEDATA_TYPE, digest, len(stored)), io.BytesIO(stored))
-        chunk = CutChunk(digest, len(raw), compressed is not None)
+        chunk = CutChunk(digest, len(raw), compressed)
         self._known[name] = chunk
-        self.verity[digest] = verity_digest(stored)
+        self.verity[digest] = self.recorded(stored, encoded)
         self.sizes[digest] = len(stored)
         return Encoded(chunk)
 
+    def recorded(self, stored: bytes, encoded: bytes) -> bytes:
+        """The fs-verity digest to record for a chunk that is `stored`, and was `encoded` before it was known to be smaller."""
+        return verity_digest(stored)
+
     def take(self, encoded: Encoded) -> None:
-        """Nothing is left to do."""
+        """Called with each chunk in the order of the data, repeats included. Nothing is left to do."""

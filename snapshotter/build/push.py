@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 from snapshotter.build.chunk import CutChunk
 from snapshotter.build.content import BuiltLayer, build_layer
-from snapshotter.build.documents import describe, parse_manifest
+from snapshotter.build.documents import describe
 from snapshotter.build.encoder import ParallelEncoder
 from snapshotter.build.entries import from_rootfs, number
 from snapshotter.build.flatten import settle
 from snapshotter.build.image import Converted, Options
-from snapshotter.build.layout import ROOTFS_TYPE, VERITY_ANNOTATION
+from snapshotter.build.layout import Layout, read_message
 from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.publish import Publisher, seal
 from snapshotter.build.reuse import gather
@@ -24,26 +23,12 @@ from snapshotter.format.compression import decode_seekable
 from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.model import CHUNK_MAX, FileChunk
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore
-from snapshotter.registry.documents import OCI_MANIFEST, is_index
+from snapshotter.registry.documents import OCI_MANIFEST
 from snapshotter.registry.platforms import Platform
-
-MESSAGE_MAX = 1 << 30
-"""Largest metadata message that is read, in bytes: some five million inodes."""
-
 
 _Renamed = Mapping[tuple[Digest, bool], CutChunk]
 """A chunk of the layout, by its name and whether that is of compressed bytes, and the raw chunk that it is."""
-
-
-@runtime_checkable
-class Layout(ImageStore, Protocol):
-    """A local layout: it also knows how large a blob is that no manifest lists (upstream's delta images have such chunks)."""
-
-    def blob_size(self, digest: Digest) -> int | None:
-        """The blob's size in bytes, None if there is none."""
-        ...
 
 
 def push(
@@ -72,7 +57,7 @@ def push(
         raise InvalidError(f"{layout.name} is no local image; puzzlefs push takes oci:DIR:TAG or oci-archive:FILE:TAG")
     descriptor, data = layout.manifest(reference)
     what = f"{layout.name}:{reference}"
-    message = _message(layout, descriptor, data, what)
+    message = read_message(layout, descriptor, data, what)
     known = gather(destination, tag, reuse, lambda text: report(Progress("note", text)))
     with ExitStack() as stack:
         rootfs = Rootfs.open(message)
@@ -91,23 +76,6 @@ def push(
     raw = sum(chunk.length for chunk in renamed.values())
     packs_new, packs_reused = len(figures.packs_new), len(figures.packs_reused)
     return Converted(final, 1, 1, stored, raw, figures.pushed, packs_new, packs_reused)
-
-
-def _message(layout: Layout, descriptor: Descriptor, data: bytes, what: str) -> bytes:
-    if is_index(descriptor.media_type):
-        raise InvalidError(f"{what} is an index, not an image that puzzlefs build made")
-    layers = parse_manifest(data, what, local=True).layers
-    if not layers or layers[0].media_type != ROOTFS_TYPE:
-        raise InvalidError(f"{what} is not an image that puzzlefs build made; for an ordinary image use puzzlefs convert")
-    rootfs = layers[0]
-    if rootfs.size > MESSAGE_MAX:
-        raise CorruptError(f"{what}: its metadata has {rootfs.size} bytes; at most {MESSAGE_MAX} are read")
-    with layout.open_blob(rootfs) as stream:
-        message = stream.read()
-    declared = rootfs.annotations.get(VERITY_ANNOTATION)
-    if declared is not None and declared.lower() != verity_digest(message).hex():
-        raise CorruptError(f"{what}: the fs-verity digest of its metadata is not the one that its manifest states")
-    return message
 
 
 def _wanted(layout: Layout, rootfs: Rootfs) -> Sequence[tuple[Digest, bool]]:

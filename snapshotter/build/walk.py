@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection
 
-from snapshotter.build.entries import Content, Node
+from snapshotter.build.entries import Content, Node, Stamp
 from snapshotter.errors import FailedPreconditionError, InvalidError, NotFoundError, UnavailableError
 from snapshotter.format.model import Kind
 
@@ -29,8 +30,10 @@ _DROPPED = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
 """What xfs shows to root beside a POSIX ACL that says the same; other file systems do not have them."""
 
 
-def walk(path: str | bytes | os.PathLike[str]) -> Node:
-    """The tree below the directory `path`; files' contents have their path.
+def walk(path: str | bytes | os.PathLike[str], *, every_xattr: bool = False) -> Node:
+    """The tree below the directory `path`; files' contents have their path, and the stamp by which a change is noticed.
+
+    With `every_xattr` attributes are taken that depend on the file system and not on the tree, as upstream's builder does.
 
     Raises:
         NotFoundError: there is no `path`.
@@ -47,7 +50,8 @@ def walk(path: str | bytes | os.PathLike[str]) -> Node:
     if not stat.S_ISDIR(status.st_mode):
         raise InvalidError(f"{os.fsdecode(top)} is not a directory")
     device = status.st_dev
-    root = _node(top + b"/.", status)
+    dropped = () if every_xattr else _DROPPED
+    root = _node(top + b"/.", status, dropped)
     pending = [(top, root, device)]
     linked: dict[tuple[int, int], Node] = {}
     while pending:
@@ -67,7 +71,7 @@ def walk(path: str | bytes | os.PathLike[str]) -> Node:
             identity = (status.st_dev, status.st_ino)
             node = linked.get(identity)
             if node is None:
-                node = _node(place, status)
+                node = _node(place, status, dropped)
                 if node.kind is Kind.DIR:
                     # In a mounted directory its own entries are taken, but what lies deeper is left out.
                     if here == device:
@@ -78,7 +82,7 @@ def walk(path: str | bytes | os.PathLike[str]) -> Node:
     return root
 
 
-def _node(path: bytes, status: os.stat_result) -> Node:
+def _node(path: bytes, status: os.stat_result, dropped: Collection[bytes]) -> Node:
     kind = _KINDS[stat.S_IFMT(status.st_mode)]
     seconds, nanoseconds = divmod(status.st_mtime_ns, 1_000_000_000)
     node = Node(
@@ -88,10 +92,10 @@ def _node(path: bytes, status: os.stat_result) -> Node:
         status.st_gid,
         seconds,
         nanoseconds,
-        xattrs=_xattrs(path),
+        xattrs=_xattrs(path, dropped),
     )
     if kind is Kind.FILE:
-        node.content = Content(status.st_size, path=path)
+        node.content = Content(status.st_size, path=path, stamp=_stamp(status))
     elif kind is Kind.LNK:
         try:
             node.target = os.readlink(path)
@@ -102,12 +106,16 @@ def _node(path: bytes, status: os.stat_result) -> Node:
     return node
 
 
-def _xattrs(path: bytes) -> dict[bytes, bytes]:
+def _stamp(status: os.stat_result) -> Stamp:
+    return Stamp(status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _xattrs(path: bytes, dropped: Collection[bytes]) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     try:
         for text in os.listxattr(path, follow_symlinks=False):
             key = os.fsencode(text)
-            if key in _DROPPED:
+            if key in dropped:
                 continue
             try:
                 found[key] = os.getxattr(path, key, follow_symlinks=False)
@@ -122,37 +130,38 @@ def _xattrs(path: bytes) -> dict[bytes, bytes]:
 
 
 class FileReader:
-    """Reads one file that `walk` found, exactly as long as it was then."""
+    """Reads one file that `walk` found, exactly as it was then."""
 
-    def __init__(self, path: bytes, size: int) -> None:
-        """Open `path`, of which `size` bytes are expected.
+    def __init__(self, path: bytes, size: int, stamp: Stamp | None = None) -> None:
+        """Open `path`, of which `size` bytes are expected, and `stamp` if it is known.
 
         Raises:
             FailedPreconditionError: it cannot be opened, or is no regular file any more.
         """
         self._path = path
-        self._rest = size
+        self._size = self._rest = size
+        self._stamp = stamp
         self._fd = -1
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise _failure(path, error) from None
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            self.close()
-            raise self._changed()
+        self._check()
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read up to ``len(buffer)`` bytes; 0 at the end.
 
         Raises:
-            FailedPreconditionError: the file cannot be read, or is not as long as it was. To cut or to fill it would give
-                an image of a file that never existed.
+            FailedPreconditionError: the file cannot be read, or has been written to. To cut it, to fill it, or to take one
+                half from before and one from after would give an image of a file that never existed.
         """
         try:
             if not self._rest:
-                if self._fd >= 0 and os.read(self._fd, 1):
-                    raise self._changed()
-                self.close()
+                if self._fd >= 0:
+                    if os.read(self._fd, 1):
+                        raise self._changed()
+                    self._check()
+                    self.close()
                 return 0
             count = os.readv(self._fd, [buffer[: self._rest]])
         except OSError as error:
@@ -172,10 +181,30 @@ class FileReader:
         """A cut that fails half-way drops its reader."""
         self.close()
 
+    def _check(self) -> None:
+        status = os.fstat(self._fd)
+        known = self._stamp is None or (status.st_size, _stamp(status)) == (self._size, self._stamp)
+        if not known or not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise self._changed()
+
     def _changed(self) -> FailedPreconditionError:
         return FailedPreconditionError(
-            f"{os.fsdecode(self._path)} changed while it was read: build from a tree that nothing writes to, like a snapshot"
+            f"{os.fsdecode(self._path)} changed while it was read, or is no ordinary file (as in /proc):"
+            " build from a tree that nothing writes to, like a snapshot"
         )
+
+
+def check_empty(path: bytes, stamp: Stamp | None) -> None:
+    """Whether a file that had no bytes has none: those of /proc say so and have some.
+
+    One that may not be opened is believed; its owner alone could build an image of it, with or without bytes.
+
+    Raises:
+        FailedPreconditionError: it has bytes now.
+    """
+    if os.access(path, os.R_OK):
+        FileReader(path, 0, stamp).readinto(memoryview(b""))
 
 
 def _failure(path: bytes, error: OSError) -> FailedPreconditionError | InvalidError | UnavailableError:

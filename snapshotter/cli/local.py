@@ -12,8 +12,11 @@ from pathlib import Path
 
 import click
 
+from snapshotter.build import mtimes
 from snapshotter.build.extract import extract as extract_tree
 from snapshotter.build.layout import build_layout
+from snapshotter.build.progress import Progress
+from snapshotter.build.upstream import build_upstream
 from snapshotter.cli.background import in_background, reported_to
 from snapshotter.cli.output import reporter
 from snapshotter.cli.signals import ended_by_signals
@@ -42,24 +45,40 @@ def _layout(image: str) -> tuple[LayoutStore, str]:
 @click.command(short_help="Build an image in an OCI layout from a directory.")
 @click.argument("rootfs", type=click.Path(path_type=Path))
 @image_argument
+@click.option("-b", "--base-layer", metavar="TAG", help="Store the tree as a delta over this image in OCI_DIR.")
 @click.option("-c", "--compression", is_flag=True, help="Compress chunks with zstd.")
-def build(rootfs: Path, image: str, compression: bool) -> None:
+@click.option("--upstream", is_flag=True, help="Build what upstream's program builds, byte for byte: no times, its cutting.")
+@click.option(
+    "--mtime",
+    type=click.Choice(mtimes.POLICIES),
+    default="keep",
+    show_default=True,
+    help="The files' times: as they are; none later than SOURCE_DATE_EPOCH; 1970.",
+)
+def build(rootfs: Path, image: str, base_layer: str | None, compression: bool, upstream: bool, mtime: str) -> None:
     """Build the image TAG in the OCI layout OCI_DIR from the directory ROOTFS.
 
     The layout is in upstream PuzzleFS' form, readable by its program. The same tree gives the same image, byte for byte.
     Prints the fs-verity digest of the image manifest.
     """
+    retime = mtimes.policy(mtime, os.environ)
+    if upstream and mtime != "keep":
+        raise click.UsageError("upstream's format has no times: --upstream and --mtime exclude each other")
     store, tag = _layout(image)
     if not rootfs.is_dir():
         raise NotFoundError(f"{rootfs} is not a directory: name the tree to build the image from")
     with ended_by_signals(), reporter() as report:
-        built = build_layout(
-            rootfs,
-            store,
-            tag,
-            compress=compression,
-            report=lambda now: report.advance(f"reading {now.what}", now.done, now.total),
-        )
+
+        def show(now: Progress) -> None:
+            if now.stage == "note":
+                report.step(now.what)
+            else:
+                report.advance(f"reading {now.what}", now.done, now.total)
+
+        if upstream:
+            built = build_upstream(rootfs, store, tag, base=base_layer, compress=compression, report=show)
+        else:
+            built = build_layout(rootfs, store, tag, base=base_layer, compress=compression, retime=retime, report=show)
     print(f"puzzlefs image manifest digest: {built.verity.hex()}")
 
 

@@ -108,7 +108,13 @@ def _decompress_exactly(data: bytes, size: int) -> bytes:
 
 
 def encode_seekable(raw: bytes | memoryview) -> bytes | None:
-    """`raw` as upstream stores a compressed chunk: zstd's seekable format, 4096 raw bytes a frame; None where not smaller.
+    """`raw` as upstream stores a compressed chunk: in zstd's seekable format; None where that is not smaller."""
+    encoded = seekable(raw)
+    return encoded if len(encoded) < len(raw) else None
+
+
+def seekable(raw: bytes | memoryview) -> bytes:
+    """`raw` in zstd's seekable format, 4096 raw bytes a frame, whatever comes of it.
 
     Frames carry neither content size nor checksum, as upstream's writer streams them.
     """
@@ -126,7 +132,7 @@ def encode_seekable(raw: bytes | memoryview) -> bytes | None:
     out += _SKIPPABLE_HEADER.pack(_SKIPPABLE_MAGIC, len(table) + _SEEK_FOOTER.size)
     out += table
     out += _SEEK_FOOTER.pack(count, 0, _SEEKABLE_MAGIC)
-    return bytes(out) if len(out) < len(raw) else None
+    return bytes(out)
 
 
 def decode_seekable(stored: bytes, limit: int) -> bytes:

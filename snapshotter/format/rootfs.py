@@ -127,6 +127,15 @@ class Rootfs:
         """All inodes that exist, by number."""
         return map(self.inode, self.numbers())
 
+    def stored(self) -> list[list[Inode]]:
+        """The inodes of every layer, newest first, as they are stored: nothing is resolved, whiteouts are there.
+
+        Raises:
+            CorruptError: one breaks a rule of the format.
+        """
+        message = self._message
+        return [[message.inode_at(layer, row) for row in range(message.inode_count(layer))] for layer in range(message.layers)]
+
     def link_count(self, ino: int) -> int:
         """``st_nlink`` of inode `ino`: its names, or for a directory two and its subdirectories.
 

@@ -20,6 +20,7 @@ UNPACKED = STATE / "debian"
 
 PACKAGES = {
     "busybox": "busybox-static",
+    "capnp": "capnproto",
     "containerd": "containerd",
     "containerd-shim-runc-v2": "containerd",
     "ctr": "containerd",
@@ -29,6 +30,9 @@ PACKAGES = {
     "fusermount3": "fuse3",
     "ip": "iproute2",
     "mke2fs": "e2fsprogs",
+    "mkfs.btrfs": "btrfs-progs",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
     "mmdebstrap": "mmdebstrap",
     "qemu-system-x86_64": "qemu-system-x86",
     "runc": "runc",

@@ -99,7 +99,7 @@ def test_a_cycle_is_refused() -> None:
 
 
 def test_inodes_are_not_made_before_the_files_are_cut() -> None:
-    with pytest.raises(ValueError, match="before the files were cut"):
+    with pytest.raises(ValueError, match="before its file was cut"):
         inodes(number(directory(a=Node(Kind.FILE, content=Content(5)))))
 
 

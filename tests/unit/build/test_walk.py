@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter.build.walk import FileReader, walk
+from snapshotter.build.walk import FileReader, check_empty, walk
 from snapshotter.errors import FailedPreconditionError, InvalidError, NotFoundError
 from snapshotter.format.model import Kind
 from tests.support.builds import Builder, at, names
@@ -114,6 +114,42 @@ def test_a_file_that_changes_its_size_is_an_error_not_other_data(tmp_path: Path,
     path.write_bytes(b"x" * size)
     with pytest.raises(FailedPreconditionError, match=r"changing changed while it was read"):
         read(FileReader(os.fsencode(path), 4))
+
+
+def test_a_file_that_is_written_to_without_changing_its_size(tmp_path: Path) -> None:
+    """Before it is opened, and between its first and its last byte."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 10)
+    content = walk(tmp_path).names()[b"f"].content
+    assert content is not None
+    reader = FileReader(content.path, content.size, content.stamp)
+    buffer = memoryview(bytearray(20))
+    assert reader.readinto(buffer[:5]) == 5
+    before = os.stat(path).st_ctime_ns
+    while os.stat(path).st_ctime_ns == before:  # the kernel's clock ticks every few milliseconds
+        path.write_bytes(b"y" * 10)
+    assert reader.readinto(buffer) == 5
+    with pytest.raises(FailedPreconditionError, match="f changed while it was read"):
+        reader.readinto(buffer)
+    with pytest.raises(FailedPreconditionError, match="f changed while it was read"):
+        FileReader(content.path, content.size, content.stamp)
+
+
+def test_files_of_proc_are_an_error_not_an_empty_file(builder: Builder) -> None:
+    """They say that they have no bytes."""
+    with pytest.raises(FailedPreconditionError, match=r"/proc/sys/.* changed while it was read, or is no ordinary file"):
+        builder.directory(Path("/proc/sys/kernel/random"))
+
+
+def test_an_empty_file_that_is_filled_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.touch()
+    content = walk(tmp_path).names()[b"f"].content
+    assert content is not None
+    check_empty(content.path, content.stamp)
+    path.write_bytes(b"x")
+    with pytest.raises(FailedPreconditionError, match="f changed while it was read"):
+        check_empty(content.path, content.stamp)
 
 
 def test_a_file_that_became_something_else(tmp_path: Path) -> None:

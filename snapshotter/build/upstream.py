@@ -1,0 +1,141 @@
+"""Builds what upstream's own program builds from the same tree, byte for byte, so that both have the same digests.
+
+One stream of all files, no times, xattrs in the order in which the file system lists them, a descriptor for every chunk that
+was cut. Where that program is wrong, equal bytes are wrong too, and there are images for which this cannot be helped: with
+compression the fs-verity digest of a chunk that stays raw is that of its compressed form, and names that were hard links in
+the image below and are none any more share a number (`report` is told). `layout.build_layout` makes neither mistake. What
+makes that program fail, or depend on chance, is done right here: a name that comes back, mounts that share an inode number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from snapshotter.build.chunk import UPSTREAM_CUTTING
+from snapshotter.build.content import layer_from_directory
+from snapshotter.build.encoder import Encoded, ParallelEncoder
+from snapshotter.build.entries import Node, inode
+from snapshotter.build.image import Options
+from snapshotter.build.layout import BuiltLayout, LayoutChunks, chunk_descriptors, publish_layout, read_rootfs
+from snapshotter.build.progress import Progress, Report, silent
+from snapshotter.format import codec
+from snapshotter.format.digest import Digest
+from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind, RootfsContent, Xattr
+from snapshotter.format.verity import verity_digest
+from snapshotter.registry.base import ImageStore
+
+
+def build_upstream(
+    tree: str | bytes | Path,
+    layout: ImageStore,
+    tag: str,
+    *,
+    base: str | None = None,
+    compress: bool = False,
+    options: Options | None = None,
+    report: Report = silent,
+) -> BuiltLayout:
+    """Build the directory `tree` into `layout` under `tag`, as a delta over the image with the tag `base` if one is named.
+
+    Of `options` the number of workers counts. Raises what `layout.build_layout` raises.
+    """
+    below = read_rootfs(layout, base) if base is not None else None
+    chunks = _UpstreamChunks(layout, compress=compress)
+    with ParallelEncoder(chunks.encode, chunks.take, (options or Options()).workers) as encoder:
+        root = layer_from_directory(tree, encoder, UPSTREAM_CUTTING, report, every_xattr=True)
+    layers = below.stored() if below is not None else []
+    verity = {pair.digest: pair.verity for pair in below.verities()} if below is not None else {}
+    new = upstream_inodes(root, layers)
+    for number in sorted({one.ino for one, other in pairwise(new) if one.ino == other.ino}):
+        lost = f"several inodes are number {number}, as upstream's program has it: readers find one of them"
+        report(Progress("note", f"{os.fsdecode(tree)}: {lost}"))
+    if not any(_same(new, layer) for layer in layers):
+        layers = [new, *layers]
+    verity |= chunks.verity
+    message = codec.encode(
+        RootfsContent(layers, [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]), times=False
+    )
+    if below is not None:
+        below.close()
+    return publish_layout(layout, tag, message, chunk_descriptors(chunks.order, chunks.sizes, compressed=compress))
+
+
+def upstream_inodes(root: Node, layers: Sequence[Sequence[Inode]]) -> list[Inode]:
+    """The inodes of `root`, whose files are cut, over the metadata layers of an image (newest first), in their order.
+
+    All inodes are there. A name that the newest layer has keeps its number; a new number is counted before it is noticed that
+    a name is a hard link. A name that is gone has a whiteout and an entry, before all other entries of its directory.
+    """
+    known: dict[int, Inode] = {}
+    for layer in layers:
+        for found in layer:
+            known.setdefault(found.ino, found)
+    following = max(known, default=ROOT_INO) + 1
+    numbers: dict[int, int] = {}
+    whiteouts: list[Inode] = []
+    entries: dict[int, list[DirEntry]] = {}
+    rendered: list[tuple[int, Node]] = [(ROOT_INO, root)]
+    pending: list[tuple[Node, Inode | None]] = [(root, known.get(ROOT_INO))]
+    while pending:
+        directory, old = pending.pop()
+        names = directory.names()
+        before = old.entries if old is not None and old.kind is Kind.DIR else ()
+        gone = [entry for entry in before if entry.name not in names]
+        whiteouts += [Inode(entry.ino, Kind.WHT, 0o644) for entry in gone]
+        found_entries = entries[id(directory)] = [DirEntry(entry.ino, entry.name) for entry in gone]
+        numbered = {entry.name: entry.ino for entry in reversed(before)}
+        below: list[tuple[Node, Inode | None]] = []
+        for name, node in sorted(names.items()):
+            earlier = known.get(numbered.get(name, 0))
+            if earlier is None or earlier.kind is Kind.WHT:
+                number, earlier = following, None
+                following += 1
+            else:
+                number = earlier.ino
+            is_new = id(node) not in numbers
+            found_entries.append(DirEntry(numbers.setdefault(id(node), number), name))
+            if is_new:
+                rendered.append((number, node))
+                if node.kind is Kind.DIR:
+                    below.append((node, earlier))
+        pending.extend(reversed(below))
+    # The order of inodes that share a number: whiteouts, then directories, files and the rest, each as they were come by.
+    rank = {Kind.DIR: 0, Kind.FILE: 1}
+    rendered.sort(key=lambda pair: rank.get(pair[1].kind, 2))
+    new = [_inode(number, node, entries.get(id(node), ())) for number, node in rendered]
+    return sorted([*whiteouts, *new], key=lambda found: found.ino)
+
+
+def _inode(number: int, node: Node, entries: Sequence[DirEntry]) -> Inode:
+    xattrs = [Xattr(key, value) for key, value in node.xattrs.items()]
+    return replace(inode(number, node, entries), look_below=False, xattrs=xattrs, mtime=0, mtime_nsec=0)
+
+
+def _same(one: Sequence[Inode], other: Sequence[Inode]) -> bool:
+    return len(one) == len(other) and all(map(_equal, one, other))
+
+
+def _equal(one: Inode, other: Inode) -> bool:
+    lists = [(tuple(found.entries), tuple(found.chunks), tuple(found.xattrs)) for found in (one, other)]
+    bare = [replace(found, entries=(), chunks=(), xattrs=(), mtime=0, mtime_nsec=0) for found in (one, other)]
+    return lists[0] == lists[1] and bare[0] == bare[1]
+
+
+class _UpstreamChunks(LayoutChunks):
+    """Stores chunks as `LayoutChunks` does, records upstream's fs-verity digests, and remembers every chunk that was cut."""
+
+    def __init__(self, layout: ImageStore, *, compress: bool) -> None:
+        super().__init__(layout, compress=compress)
+        self.order: list[Digest] = []
+
+    def recorded(self, stored: bytes, encoded: bytes) -> bytes:
+        """That of the encoded form, also where this is not what is stored."""
+        return verity_digest(encoded)
+
+    def take(self, encoded: Encoded) -> None:
+        """See `LayoutChunks`."""
+        self.order.append(encoded.chunk.digest)
