@@ -57,7 +57,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         registries = stack.enter_context(Registries(lambda host: config.registries.get(host, RegistryConfig())))
         node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout)
         stack.callback(node.close)
-        supervisor = Supervisor(worker_main.command(config, config_path), config.mount_workers)
+        supervisor = Supervisor(worker_main.command(config, config_path), config.root / "workers", config.mount_workers)
         stack.callback(supervisor.close)
         layers = Layers(config.root, registries, supervisor, node.cache.directory, node.fetch_indexes)
         snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on

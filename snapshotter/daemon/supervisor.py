@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from typing import Protocol
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.errors import NotFoundError, PuzzlefsError, UnavailableError, UnsupportedError
 from snapshotter.mount import mounting
+from snapshotter.mount.connection import Connection
 from snapshotter.mount.failures import FailureReport
 from snapshotter.mount.workerclient import WorkerClient
 from snapshotter.mount.workerproto import AddMount, Event, Gone, Ready
@@ -46,10 +46,6 @@ def pause(deaths: int) -> float:
 class Kernel(Protocol):
     """The calls that make and undo mounts (`mounting`)."""
 
-    def open_fuse(self) -> int:
-        """A new FUSE connection."""
-        ...
-
     def mount(self, fd: int, mountpoint: Path, source: str) -> None:
         """Mount it."""
         ...
@@ -64,7 +60,7 @@ class _Served:
     """A mount: what its worker was told, the connection, and what INIT agreed on."""
 
     add: AddMount
-    fd: int
+    connection: Connection
     ready: threading.Event = field(default_factory=threading.Event)
     refused: str | None = None
 
@@ -84,9 +80,10 @@ class _Slot:
 class Supervisor:
     """`layers.Mounts`: every mount in one of a fixed number of workers. Safe for use by many threads."""
 
-    def __init__(self, command: Sequence[str], workers: int, kernel: Kernel = mounting) -> None:
-        """`command` starts a worker. Workers are started by `start`, or when they are first needed."""
+    def __init__(self, command: Sequence[str], directory: Path, workers: int, kernel: Kernel = mounting) -> None:
+        """`command` starts a worker, whose socket is in `directory`: by `start`, or when it is first needed."""
         self._command = command
+        self._directory = directory
         self._kernel = kernel
         self._slots = [_Slot(number) for number in range(workers)]
         self._guard = threading.Lock()
@@ -103,13 +100,13 @@ class Supervisor:
         label = f"layer {name} of {' or '.join(source.images) or 'an unnamed image'}"
         slot = self._choose()
         key = str(mountpoint)
-        served = _Served(AddMount(key, str(metadata), label, store=source.to_json()), self._kernel.open_fuse())
+        served = _Served(AddMount(key, str(metadata), label, store=source.to_json()), Connection.open({"mountpoint": key}))
         try:
             # Mounted first: a connection that belongs to no mount yet looks to its worker like one whose mount is gone (EPERM).
-            self._kernel.mount(served.fd, mountpoint, "puzzlefs")
+            self._kernel.mount(served.connection.fuse, mountpoint, "puzzlefs")
             with slot.lock:
                 slot.mounts[key] = served
-                self._running(slot).add(served.add, served.fd)
+                self._running(slot).add(served.add, served.connection)
             if not served.ready.wait(READY_TIMEOUT):
                 raise UnavailableError(f"{label}: its mount did not answer within {READY_TIMEOUT:g} s")
             if served.refused is not None:
@@ -126,7 +123,7 @@ class Supervisor:
             with slot.lock:
                 served = slot.mounts.pop(str(mountpoint), None)
             if served is not None:
-                os.close(served.fd)
+                served.connection.close()
 
     def update(self, mountpoint: Path, source: LayerSource) -> None:
         """See `layers.Mounts`."""
@@ -156,7 +153,7 @@ class Supervisor:
                 if slot.client is not None:
                     slot.client.detach()
                 for served in slot.mounts.values():
-                    os.close(served.fd)
+                    served.connection.close()
                 slot.mounts.clear()
 
     def _choose(self) -> _Slot:
@@ -166,7 +163,9 @@ class Supervisor:
     def _running(self, slot: _Slot) -> WorkerClient:
         """The slot's worker, started if there is none. The slot is locked."""
         if slot.client is None:
-            slot.client = WorkerClient.start(self._command, self._on_event(slot), lambda: self._on_exit(slot))
+            slot.client = WorkerClient.start(
+                self._command, self._directory, self._on_event(slot), lambda status: self._on_exit(slot)
+            )
             slot.started = time.monotonic()
             _log.info("mount worker %d started (pid %d)", slot.number, slot.client.pid)
         return slot.client
@@ -174,11 +173,10 @@ class Supervisor:
     def _on_event(self, slot: _Slot) -> Callable[[Event], None]:
         def handle(event: Event) -> None:
             match event:
-                case Ready(mount_id, negotiated, refused):
+                case Ready(mount_id, _, refused):
                     served = slot.mounts.get(mount_id)
                     if served is not None:
                         served.refused = refused
-                        served.add = dataclasses.replace(served.add, negotiated=negotiated)
                         served.ready.set()
                 case Gone(mount_id):
                     _log.debug("the mount on %s has ended", mount_id)
@@ -208,11 +206,7 @@ class Supervisor:
 
     def _hand_over(self, slot: _Slot, served: _Served) -> None:
         try:
-            resent = self._running(slot).add(dataclasses.replace(served.add, takeover=True), served.fd)
-            if not resent:
-                _log.warning(
-                    "%s: reads under way when its worker died failed; Linux 6.9 and later can resend them", served.add.name
-                )
+            self._running(slot).add(served.add, served.connection)
         except PuzzlefsError as error:
             _log.error("%s is not served any more: %s", served.add.name, error)
 
@@ -222,7 +216,7 @@ class Supervisor:
             if slot.client is not None:
                 with contextlib.suppress(PuzzlefsError):
                     slot.client.remove(served.add.mount_id)
-        os.close(served.fd)
+        served.connection.close()
 
     def _take_off(self, mountpoint: Path) -> None:
         with contextlib.suppress(NotFoundError):

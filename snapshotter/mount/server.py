@@ -3,6 +3,9 @@
 The loop answers what is in memory. A read is planned and done by one of the *near* threads if all its chunks are on this
 machine, and passed on to a *far* thread if not: so a registry that does not answer holds up nobody who does not need it.
 Each thread writes its own reply; the kernel matches replies by the request's unique number, in any order.
+
+A server may be killed at any moment. What it took and did not answer, its successor has from the kernel (`Channel.resend`) or,
+before Linux 6.9, from the mount's journal.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Protocol
 
 from snapshotter.errors import AlreadyExistsError, NotFoundError
 from snapshotter.mount import wire
+from snapshotter.mount.journal import Journal
 from snapshotter.mount.session import Buffers, ReadJob, Session, StatfsJob
 
 NEAR_THREADS = 4
@@ -39,15 +43,16 @@ class Closer(Protocol):
 
 
 class Channel:
-    """One mount being served: its descriptor and session, and how many reads are under way.
+    """One mount being served: its descriptor, session and journal, and how many reads are under way.
 
     The descriptor and the tree's memory must outlive the last of them: a closed descriptor's number is soon another file.
     """
 
-    def __init__(self, name: str, fd: int, session: Session, owned: Closer | None) -> None:
+    def __init__(self, name: str, fd: int, session: Session, journal: Journal, owned: Closer | None) -> None:
         self.name = name
         self.fd = fd
         self.session = session
+        self.journal = journal
         self._owned = owned
         self._users = 1
         self._lock = threading.Lock()
@@ -64,6 +69,7 @@ class Channel:
             if self._users:
                 return
         os.close(self.fd)
+        self.journal.close()
         if self._owned is not None:
             self._owned.close()
 
@@ -80,10 +86,13 @@ class Channel:
 
     def resend(self) -> bool:
         """Ask for the requests that an earlier server took along; False where the kernel cannot (before Linux 6.9)."""
+        if self.session.negotiated is not None and not self.session.negotiated.can_resend:
+            return False
         try:
             os.write(self.fd, wire.pack_resend())
         except OSError:
             return False
+        self.journal.forget()
         return True
 
 
@@ -101,29 +110,36 @@ class Server:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._channels: dict[int, Channel] = {}
+        self._taken_over: deque[Channel] = deque()
+        self._beats: deque[threading.Event] = deque()
         self._removed: deque[Channel] = deque()
         self._lock = threading.Lock()
         self._near = ThreadPoolExecutor(NEAR_THREADS, "near")
         self._far = ThreadPoolExecutor(FAR_THREADS, "far")
         self._stopping = False
 
-    def add(self, name: str, fd: int, session: Session, *, owned: Closer | None = None, takeover: bool = False) -> bool:
-        """Serve the mount behind `fd`, which is the server's to close from now on, like `owned`.
+    def add(self, name: str, fd: int, session: Session, journal: Journal, *, owned: Closer | None = None) -> bool:
+        """Serve the mount behind `fd`, which is the server's to close from now on, like `journal` and `owned`.
 
-        `takeover`: another server had it before; the answer is whether the kernel hands out again what that one took along.
+        What another server of this mount has left unanswered is answered. The result is whether the kernel hands it out again;
+        if not, it is taken from the journal.
 
         Raises:
             AlreadyExistsError: a mount of that name is being served.
         """
         os.set_blocking(fd, False)
-        channel = Channel(name, fd, session, owned)
+        channel = Channel(name, fd, session, journal, owned)
         with self._lock:
             if any(other.name == name for other in self._channels.values()):
                 raise AlreadyExistsError(f"mount {name} is being served already")
             self._channels[fd] = channel
-        resent = channel.resend() if takeover else True
-        self._epoll.register(fd, select.EPOLLIN)
-        return resent
+        if channel.resend():
+            self._epoll.register(fd, select.EPOLLIN)
+            return True
+        # The landing place is the loop's, and what is there comes before the next request.
+        self._taken_over.append(channel)
+        self._wake_up()
+        return False
 
     def remove(self, name: str) -> None:
         """Serve this mount no more; reads under way are finished first, in the background.
@@ -145,18 +161,28 @@ class Server:
         with self._lock:
             return [channel.name for channel in self._channels.values()]
 
+    def comes_round(self, timeout: float) -> bool:
+        """Whether the loop answers within `timeout` seconds: a worker whose loop is stuck lives, and serves nobody."""
+        beat = threading.Event()
+        self._beats.append(beat)
+        self._wake_up()
+        return beat.wait(timeout)
+
     def run(self) -> None:
         """The loop; returns after `stop`, when all reads under way are done."""
-        buffer = memoryview(bytearray(wire.BUFFER_SIZE))
         poll = self._epoll.poll
         channels = self._channels
         while not self._stopping:
             for fd, _ in poll():
                 channel = channels.get(fd)
                 if channel is not None:
-                    self._serve_one(channel, buffer)
+                    self._serve_one(channel)
                 elif fd == self._wake:
                     os.eventfd_read(fd)
+            while self._taken_over:
+                self._take_over(self._taken_over.popleft())
+            while self._beats:
+                self._beats.popleft().set()
             while self._removed:
                 self._let_go(self._removed.popleft())
         for channel in list(channels.values()):
@@ -176,9 +202,17 @@ class Server:
     def _wake_up(self) -> None:
         os.eventfd_write(self._wake, 1)
 
-    def _serve_one(self, channel: Channel, buffer: memoryview) -> None:
+    def _take_over(self, channel: Channel) -> None:
+        for slot, request in channel.journal.unanswered():
+            self._handle(channel, memoryview(request), slot)
+        with self._lock:
+            if self._channels.get(channel.fd) is channel:
+                self._epoll.register(channel.fd, select.EPOLLIN)
+
+    def _serve_one(self, channel: Channel) -> None:
+        landing = channel.journal.landing
         try:
-            length = os.readv(channel.fd, [buffer])
+            length = os.readv(channel.fd, [landing])
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EINTR, errno.ENOENT):  # ENOENT: interrupted before we took it
                 return
@@ -186,34 +220,45 @@ class Server:
             if self._forget(channel):
                 self._on_gone(channel.name)
             return
+        self._handle(channel, landing[:length], None)
+
+    def _handle(self, channel: Channel, request: memoryview, slot: int | None) -> None:
+        """Answer `request`, or have it answered. `slot`: where the journal has it already."""
         fresh = channel.session.negotiated is None
-        answer = channel.session.handle(buffer[:length])
-        if isinstance(answer, ReadJob):
+        answer = channel.session.handle(request)
+        if isinstance(answer, ReadJob | StatfsJob):
+            if slot is None:
+                slot = channel.journal.keep(request)
             channel.acquire()
-            self._near.submit(self._read_near, channel, answer)
-        elif isinstance(answer, StatfsJob):
-            channel.acquire()
-            self._near.submit(self._statfs, channel, answer)
-        elif answer is not None:
+            work = self._read_near if isinstance(answer, ReadJob) else self._statfs
+            self._near.submit(work, channel, answer, slot)  # type: ignore[arg-type]
+            return
+        if fresh and channel.session.negotiated is not None:
+            # Before the answer: once the kernel has that, it never sends INIT again.
+            channel.journal.agree(channel.session.negotiated)
+        if answer is not None:
             channel.reply(answer)
+        channel.journal.done(slot)
         if fresh and (channel.session.negotiated is not None or channel.session.refused is not None):
             self._on_ready(channel.name, channel.session)
 
-    def _read_near(self, channel: Channel, job: ReadJob) -> None:
+    def _read_near(self, channel: Channel, job: ReadJob, slot: int | None) -> None:
         if channel.session.is_near(job):
-            self._read(channel, job)
+            self._read(channel, job, slot)
         else:
-            self._far.submit(self._read, channel, job)
+            self._far.submit(self._read, channel, job, slot)
 
-    def _read(self, channel: Channel, job: ReadJob) -> None:
+    def _read(self, channel: Channel, job: ReadJob, slot: int | None) -> None:
         try:
             channel.reply(channel.session.read(job))
+            channel.journal.done(slot)
         finally:
             channel.release()
 
-    def _statfs(self, channel: Channel, job: StatfsJob) -> None:
+    def _statfs(self, channel: Channel, job: StatfsJob, slot: int | None) -> None:
         try:
             channel.reply(channel.session.statfs(job))
+            channel.journal.done(slot)
         finally:
             channel.release()
 

@@ -1,17 +1,19 @@
 """The mount worker process: gets mounts from the daemon and serves them, whatever becomes of the daemon.
 
-The process is started with one end of a socket (``--socket-fd``). When the daemon goes away it serves on until the last mount
-is gone, since containers stand on it. It knows no way to make a chunk store: an entry module of the daemon's passes one
-to `main`.
+The process is started with a listening socket (``--socket-fd``), by which it can be found again. When the daemon goes away it
+serves on, since containers stand on it: until the next daemon asks for its mounts, or the last of them is gone. It knows no way
+to make a chunk store: an entry module of the daemon's passes one to `main`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
@@ -21,20 +23,24 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore
-from snapshotter.errors import CorruptError, InvalidError, NotFoundError
+from snapshotter.errors import AlreadyExistsError, CorruptError, InvalidError, NotFoundError
 from snapshotter.format.digest import Digest
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.mount import workerproto
+from snapshotter.mount import messages, workerproto
+from snapshotter.mount.connection import Connection
 from snapshotter.mount.failures import FailureReporter
+from snapshotter.mount.journal import Journal
+from snapshotter.mount.messages import Message
 from snapshotter.mount.server import Server
 from snapshotter.mount.session import Failure, Session
 from snapshotter.mount.tree import Tree, new_cache
-from snapshotter.mount.wire import Negotiated
-from snapshotter.mount.workerproto import AddMount, Event, Gone, Message, Ready
+from snapshotter.mount.workerproto import AddMount, Event, Gone, Hello, Ready
 
 MakeStore = Callable[[Mapping[str, Any]], ChunkStore]
 """Makes the chunk store of one mount from the `store` of its `AddMount`. What mounts share is the factory's to keep."""
 
+BEAT_TIMEOUT = 3.0
+"""Seconds in which the event loop must come round, for a worker to call itself alive."""
 SWITCH_INTERVAL = 0.0005
 """How long a thread may hold the interpreter while another waits, in seconds: the default of 5 ms is what a reader would
 wait for while the event loop is busy."""
@@ -66,10 +72,11 @@ class _Replaceable:
 
 
 class _Layer:
-    """What one mount holds: the tree over its metadata's map, and its chunk store."""
+    """What one mount holds: the tree over its metadata's map, its chunk store, and its connection to give it back."""
 
-    def __init__(self, add: AddMount, tree: Tree, store: ChunkStore, mapped: mmap.mmap) -> None:
+    def __init__(self, add: AddMount, connection: Connection, tree: Tree, store: ChunkStore, mapped: mmap.mmap) -> None:
         self.add = add
+        self.connection = connection
         self.tree = tree
         self.store = _Replaceable(store)
         self._mapped = mapped
@@ -77,76 +84,113 @@ class _Layer:
     def close(self) -> None:
         self.tree.close()
         self.store.close()
+        self.connection.close()
         # A view of the map may live on in a cache of this process; then it goes with the last one.
         with contextlib.suppress(BufferError):
             self._mapped.close()
 
 
 class Worker:
-    """Serves the mounts that the daemon adds over `sock`, with chunks from stores that `make_store` makes."""
+    """Serves the mounts that daemons add over connections to `listener`, with chunks from stores that `make_store` makes."""
 
-    def __init__(self, sock: socket.socket, make_store: MakeStore) -> None:
-        self._sock = sock
+    def __init__(self, listener: socket.socket, make_store: MakeStore, identity: str = "") -> None:
+        """`identity` is told to daemons, which compare it with what they would start now."""
+        self._listener = listener
         self._make_store = make_store
+        self._identity = identity
+        self._control: socket.socket | None = None
         self._cache = new_cache()
         self._layers: dict[str, _Layer] = {}
         self._send_lock = threading.Lock()
         self._failures = FailureReporter(self._emit)
         self._events = ThreadPoolExecutor(1, "events")  # a daemon that does not listen must not stop the event loop
         self._server = Server(self._on_ready, self._on_gone)
-        self._changed = threading.Condition()
+        self._pidfd = os.pidfd_open(os.getpid())
+        self._changed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopped = False
         self._loop = threading.Thread(target=self._server.run, name="fuse")
 
     def run(self) -> None:
-        """Serve until the daemon says stop, or until it is gone and so is the last mount."""
+        """Serve until a daemon says stop, or until none is there and the last mount is gone."""
         self._loop.start()
         try:
-            while (received := self._receive()) is not None:
-                message, fds = received
-                self._answer(message, fds)
-                if self._stopped:
-                    break
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or not self._server.names())
+            while not self._stopped and self._next():
+                pass
         finally:
             self._server.stop()
             self._loop.join()
             self._failures.close()
             self._events.shutdown()
+            if self._control is not None:
+                self._control.close()
+            os.close(self._changed)
+            os.close(self._pidfd)
 
-    def _receive(self) -> tuple[Message, list[int]] | None:
-        while True:
-            try:
-                return workerproto.receive(self._sock)
-            except InvalidError as error:
-                self._send(workerproto.error_message(None, error))
+    def _next(self) -> bool:
+        """Wait for a message, a daemon, or the end of a mount, and act on it; whether there is a reason to go on."""
+        # One daemon after the other: what the one before had sent comes first.
+        source = self._control or self._listener
+        poll = select.poll()
+        poll.register(source, select.POLLIN)
+        poll.register(self._changed, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(None if self._control or self._server.names() else 0)}
+        if self._changed in ready:
+            os.eventfd_read(self._changed)
+        if source.fileno() not in ready:
+            return bool(self._control or self._server.names())
+        if self._control is None:
+            self._control = self._listener.accept()[0]
+            return True
+        try:
+            received = messages.receive(self._control)
+        except InvalidError as error:
+            self._send(workerproto.error_message(None, error))
+            return True
+        if received is None:
+            with self._send_lock:
+                self._control.close()
+                self._control = None
+        else:
+            self._answer(*received)
+        return True
 
     def _answer(self, message: Message, fds: list[int]) -> None:
         seq = message.get("seq")
+        given: list[int] = []
         try:
-            result = self._do(message, fds)
+            result = self._do(message, fds, given)
         except Exception as error:
             self._send(workerproto.error_message(seq, error))
         else:
-            self._send({"re": seq, **result})
+            self._send({"re": seq, **result}, tuple(given))
         finally:
-            for fd in fds:
-                os.close(fd)
+            messages.close_all(fds)
 
-    def _do(self, message: Message, fds: list[int]) -> Message:
+    def _do(self, message: Message, fds: list[int], given: list[int]) -> Message:
+        """Act on a request, and say what to answer. `fds` that are kept are taken out; `given` are to be sent."""
         match message.get("do"):
+            case "hello":
+                mounts = tuple(self._server.names())
+                given.append(self._pidfd)
+                return workerproto.hello_message(Hello(workerproto.PROTOCOL, self._identity, os.getpid(), mounts))
+            case "descriptors":
+                layer = self._layer(message)
+                given += layer.connection.fds
+                return workerproto.add_message(layer.add)
             case "add":
-                if len(fds) != 1:
-                    raise InvalidError(f"a mount comes with one descriptor, not {len(fds)}")
-                return {"resent": self._add(workerproto.parse_add(message), fds.pop())}
+                add = workerproto.parse_add(message)
+                taken = list(fds)
+                fds.clear()
+                return {"resent": self._add(add, Connection.of(taken))}
             case "remove":
                 self._server.remove(str(message.get("mount_id")))
                 self._layers.pop(str(message.get("mount_id")), None)
                 return {}
             case "update":
-                self._update(str(message.get("mount_id")), message.get("store"))
+                self._update(self._layer(message), message.get("store"))
                 return {}
+            case "ping":
+                return {"alive": self._server.comes_round(BEAT_TIMEOUT)}
             case "stats":
                 return {"mounts": self._server.names(), "cached": self._cache.weight}
             case "stop":
@@ -155,32 +199,40 @@ class Worker:
             case other:
                 raise InvalidError(f"unknown request {other!r} to a mount worker")
 
-    def _add(self, add: AddMount, fd: int) -> bool:
+    def _layer(self, message: Message) -> _Layer:
+        layer = self._layers.get(str(message.get("mount_id")))
+        if layer is None:
+            raise NotFoundError(f"mount {message.get('mount_id')} is not being served")
+        return layer
+
+    def _add(self, add: AddMount, connection: Connection) -> bool:
         try:
-            layer = self._open(add)
+            if add.mount_id in self._layers:
+                raise AlreadyExistsError(f"mount {add.mount_id} is being served already")
+            layer = self._open(add, connection)
         except BaseException:
-            os.close(fd)
+            connection.close()
             raise
-        negotiated = Negotiated(*add.negotiated) if add.negotiated is not None else None
-        self._layers[add.mount_id] = layer
-        session = Session(layer.tree, layer.store, functools.partial(self._on_failure, layer), negotiated)
         try:
-            return self._server.add(add.mount_id, fd, session, owned=layer, takeover=add.takeover)
+            journal = Journal(os.dup(connection.memory))
         except BaseException:
-            self._layers.pop(add.mount_id, None)
-            os.close(fd)
             layer.close()
             raise
+        agreed = journal.negotiated
+        session = Session(layer.tree, layer.store, functools.partial(self._on_failure, layer), agreed)
+        self._layers[add.mount_id] = layer
+        resent = self._server.add(add.mount_id, os.dup(connection.fuse), session, journal, owned=layer)
+        if agreed is not None:  # else it follows INIT
+            self._on_ready(add.mount_id, session)
+        return resent
 
-    def _update(self, mount_id: str, store: object) -> None:
-        layer = self._layers.get(mount_id)
-        if layer is None:
-            raise NotFoundError(f"mount {mount_id} is not being served")
+    def _update(self, layer: _Layer, store: object) -> None:
         if not isinstance(store, dict):
-            raise InvalidError(f"mount {mount_id}: a store is described by an object, not by {store!r}")
+            raise InvalidError(f"mount {layer.add.mount_id}: a store is described by an object, not by {store!r}")
         layer.store.replace(self._make_store(store))
+        layer.add = dataclasses.replace(layer.add, store=store)
 
-    def _open(self, add: AddMount) -> _Layer:
+    def _open(self, add: AddMount, connection: Connection) -> _Layer:
         try:
             with open(add.metadata, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -190,7 +242,7 @@ class Worker:
             raise CorruptError(f"metadata of {add.name}: {add.metadata} is empty") from error
         try:
             tree = Tree(Rootfs.open(mapped), as_layer=add.as_layer, cache=self._cache)
-            return _Layer(add, tree, self._make_store(add.store), mapped)
+            return _Layer(add, connection, tree, self._make_store(add.store), mapped)
         except BaseException:
             with contextlib.suppress(BufferError):
                 mapped.close()
@@ -205,8 +257,7 @@ class Worker:
     def _on_gone(self, mount_id: str) -> None:
         self._layers.pop(mount_id, None)
         self._events.submit(self._emit, Gone(mount_id))
-        with self._changed:
-            self._changed.notify_all()
+        os.eventfd_write(self._changed, 1)
 
     def _on_failure(self, layer: _Layer, failure: Failure) -> None:
         self._failures.report(layer.add.name, layer.tree, failure)
@@ -214,20 +265,22 @@ class Worker:
     def _emit(self, event: Event) -> None:
         self._send(workerproto.event_message(event))
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         # Nobody there to hear it is no reason to stop serving.
         with self._send_lock, contextlib.suppress(OSError):
-            workerproto.send(self._sock, message)
+            if self._control is not None:
+                messages.send(self._control, message, fds)
 
 
 def main(make_store: MakeStore, arguments: Sequence[str] | None = None) -> int:
     """Run a worker; the body of an entry module. Returns the exit status."""
     parser = argparse.ArgumentParser(description="PuzzleFS mount worker; started by puzzlefs-snapshotter, not by hand")
-    parser.add_argument("--socket-fd", type=int, required=True, help="descriptor of the socket to the daemon")
+    parser.add_argument("--socket-fd", type=int, required=True, help="descriptor of the socket to listen on")
+    parser.add_argument("--identity", default="", help="what to tell a daemon that asks what this worker was started from")
     options, _ = parser.parse_known_args(arguments)
     # A Ctrl-C meant for the daemon must not take the containers' file systems along.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_INTERVAL)
-    with socket.socket(fileno=options.socket_fd) as sock:
-        Worker(sock, make_store).run()
+    with socket.socket(fileno=options.socket_fd) as listener:
+        Worker(listener, make_store, options.identity).run()
     return 0

@@ -1,15 +1,14 @@
-"""What the daemon and a mount worker say to each other: JSON messages over a SEQPACKET socket, descriptors beside them.
+"""What the daemon and a mount worker say to each other, over `messages`.
 
-One message is one packet. The daemon's requests carry a number, ``seq``, and are answered once each, in order; events come
-unasked. Both ends are ours, but a worker handles hostile images all day: what it says is checked like any input.
+The daemon's requests carry a number, ``seq``, and are answered once each, in order; events come unasked. A worker listens on a
+socket in the daemon's root and talks to one daemon at a time: the next one is heard when the one before has hung up.
+
+``hello`` and ``descriptors`` keep their meaning in every release: by them a daemon takes
+back the mounts of a worker whose `PROTOCOL` is another than its own, and gives them to one that it can talk to.
 """
 
 from __future__ import annotations
 
-import array
-import json
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,35 +16,31 @@ from typing import Any
 from snapshotter import errors
 from snapshotter.errors import InvalidError, PuzzlefsError
 from snapshotter.mount.failures import FailureReport
+from snapshotter.mount.messages import Message, typed
 from snapshotter.mount.wire import Negotiated
 
-MESSAGE_MAX = 64 << 10
-"""Longest message in bytes; a layer's description with all its packs takes about 5 KiB."""
-
-Message = dict[str, Any]
+PROTOCOL = 2
+"""Raised with every change that an older end would not understand. 1 had no socket by which a worker could be found."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddMount:
-    """Serve the mount whose /dev/fuse descriptor comes with this.
+    """Serve the mount whose connection comes with this (`Connection.fds`).
 
     `mount_id` names it between the two; `name` is what a log line shows (a layer's digest, a container's image). `store` is
-    handed to the worker's chunk store factory as it is. `takeover`: a worker that is gone served it before; `negotiated` is
-    then what INIT agreed on (minor version, flags, the kernel's flags), if it came that far: what `Ready` said.
+    handed to the worker's chunk store factory as it is. Whether another worker served it before, the connection's memory says.
     """
 
     mount_id: str
     metadata: str
     name: str
     as_layer: bool = True
-    takeover: bool = False
-    negotiated: tuple[int, int, int] | None = None
     store: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """INIT is done: from now on the mount answers. `refused` says why the kernel was turned away, if it was."""
+    """INIT is done, by this worker or by one before it: the mount answers. `refused`: why the kernel was turned away."""
 
     mount_id: str
     negotiated: tuple[int, int, int] | None
@@ -64,6 +59,16 @@ class Gone:
     mount_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a worker says of itself: its protocol, what it was started from (`identity`), its process, and its mounts."""
+
+    protocol: int
+    identity: str
+    pid: int
+    mounts: tuple[str, ...]
+
+
 Event = Ready | Gone | FailureReport
 
 
@@ -79,13 +84,11 @@ def parse_add(message: Message) -> AddMount:
         InvalidError: a field is missing or of the wrong type.
     """
     return AddMount(
-        mount_id=_typed(message, "mount_id", str),
-        metadata=_typed(message, "metadata", str),
-        name=_typed(message, "name", str),
-        as_layer=_typed(message, "as_layer", bool),
-        takeover=_typed(message, "takeover", bool),
-        negotiated=_negotiated(message),
-        store=_typed(message, "store", dict),
+        mount_id=typed(message, "mount_id", str),
+        metadata=typed(message, "metadata", str),
+        name=typed(message, "name", str),
+        as_layer=typed(message, "as_layer", bool),
+        store=typed(message, "store", dict),
     )
 
 
@@ -105,12 +108,12 @@ def parse_event(message: Message) -> Event:
     match message.get("event"):
         case "ready":
             refused = message.get("refused")
-            return Ready(_typed(message, "mount_id", str), _negotiated(message), None if refused is None else str(refused))
+            return Ready(typed(message, "mount_id", str), _negotiated(message), None if refused is None else str(refused))
         case "gone":
-            return Gone(_typed(message, "mount_id", str))
+            return Gone(typed(message, "mount_id", str))
         case "failure":
-            texts = {key: _typed(message, key, str) for key in ("mount", "path", "error", "error_type")}
-            numbers = {key: _typed(message, key, int) for key in ("ino", "offset", "length", "suppressed")}
+            texts = {key: typed(message, key, str) for key in ("mount", "path", "error", "error_type")}
+            numbers = {key: typed(message, key, int) for key in ("ino", "offset", "length", "suppressed")}
             return FailureReport(**texts, **numbers)
         case other:
             raise InvalidError(f"unknown event {other!r}")
@@ -131,57 +134,21 @@ def parse_error(message: Message) -> PuzzlefsError:
     return InvalidError(f"{message.get('type')}: {text}")
 
 
-def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> None:
-    """Send one message, with descriptors beside it, which stay the sender's.
+def hello_message(hello: Hello) -> Message:
+    """The answer to ``hello``."""
+    return asdict(hello)
+
+
+def parse_hello(message: Message) -> Hello:
+    """The other direction of `hello_message`.
 
     Raises:
-        InvalidError: it is longer than `MESSAGE_MAX`.
-        OSError: the other end is gone.
+        InvalidError: a field is missing or of the wrong type.
     """
-    data = json.dumps(message, separators=(",", ":")).encode()
-    if len(data) > MESSAGE_MAX:
-        raise InvalidError(f"a message of {len(data)} bytes to or from a mount worker, at most {MESSAGE_MAX} are allowed")
-    if fds:
-        socket.send_fds(sock, [data], list(fds))
-    else:
-        sock.sendall(data)
-
-
-def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
-    """One message and the descriptors that came with it, which are the caller's to close; None when the other end is gone.
-
-    Raises:
-        InvalidError: what came is no message. Its descriptors are closed.
-    """
-    # Not socket.recv_fds: without MSG_CMSG_CLOEXEC a descriptor would leak into a child started at the wrong moment.
-    try:
-        data, ancillary, flags, _ = sock.recvmsg(MESSAGE_MAX, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC)
-    except ConnectionResetError:
-        return None
-    fds = array.array("i")
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    try:
-        if not data and not fds:
-            return None
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise InvalidError("a message between daemon and mount worker was cut")
-        message = json.loads(data)
-        if not isinstance(message, dict):
-            raise InvalidError("a message between daemon and mount worker is no object")
-    except (ValueError, InvalidError, RecursionError) as error:
-        for fd in fds:
-            os.close(fd)
-        raise InvalidError(f"malformed message between daemon and mount worker: {error}") from error
-    return message, list(fds)
-
-
-def _typed(message: Message, key: str, kind: type) -> Any:
-    value = message.get(key)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InvalidError(f"{key} of a message between daemon and mount worker is {value!r}, not {kind.__name__}")
-    return value
+    mounts = typed(message, "mounts", list)
+    if not all(isinstance(mount, str) for mount in mounts):
+        raise InvalidError(f"mounts of a message of a mount worker is {mounts!r}")
+    return Hello(typed(message, "protocol", int), typed(message, "identity", str), typed(message, "pid", int), tuple(mounts))
 
 
 def _negotiated(message: Message) -> tuple[int, int, int] | None:

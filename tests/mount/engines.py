@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Protocol
 
 from snapshotter.mount import mounting
+from snapshotter.mount.connection import Connection
 from snapshotter.mount.workerclient import WorkerClient
 from snapshotter.mount.workerproto import AddMount, Event, FailureReport, Ready
 
 HERE = Path(__file__).parent
 WORKER = (sys.executable, str(HERE / "worker_entry.py"))
 PATIENCE = 20
+LABEL = {"mount": "test"}
 
 
 @dataclass
@@ -50,29 +53,27 @@ class Daemon:
     def __init__(self) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
         self.ended = threading.Event()
-        self.worker = WorkerClient.start(WORKER, self.events.put, self.ended.set)
-        self.fds: dict[Path, int] = {}
+        self.directory = Path(tempfile.mkdtemp(prefix="workers-"))
+        self.worker = self.start_worker()
+        self.connections: dict[Path, Connection] = {}
         self.ready: dict[str, Ready] = {}
 
     def mount(self, image: Path, mountpoint: Path, *, as_layer: bool = False) -> None:
         mountpoint.mkdir(parents=True)
-        fd = self.fds[mountpoint] = mounting.open_fuse()
-        mounting.mount(fd, mountpoint, "test")
-        self.worker.add(self.description(image, mountpoint, as_layer=as_layer), fd)
+        connection = self.connections[mountpoint] = Connection.open(LABEL)
+        mounting.mount(connection.fuse, mountpoint, "test")
+        self.worker.add(self.description(image, mountpoint, as_layer=as_layer), connection)
         event = self.event()
         assert isinstance(event, Ready), event
         assert event.refused is None
         self.ready[event.mount_id] = event
 
-    def description(self, image: Path, mountpoint: Path, *, as_layer: bool = False, takeover: bool = False) -> AddMount:
-        ready = self.ready.get(str(mountpoint))
+    def description(self, image: Path, mountpoint: Path, *, as_layer: bool = False) -> AddMount:
         return AddMount(
             mount_id=str(mountpoint),
             metadata=str(image / "metadata"),
             name=f"layer of {image.name}",
             as_layer=as_layer,
-            takeover=takeover,
-            negotiated=ready.negotiated if ready is not None else None,
             store={"chunks": str(image / "chunks")},
         )
 
@@ -81,18 +82,22 @@ class Daemon:
 
     def unmount(self, mountpoint: Path) -> None:
         mounting.unmount(mountpoint)
-        os.close(self.fds.pop(mountpoint))
+        self.connections.pop(mountpoint).close()
 
     def replace_worker(self) -> None:
         self.worker.kill()
         assert self.ended.wait(PATIENCE)
         self.ended.clear()
-        self.worker = WorkerClient.start(WORKER, self.events.put, self.ended.set)
+        self.worker = self.start_worker()
+
+    def start_worker(self) -> WorkerClient:
+        return WorkerClient.start(WORKER, self.directory, self.events.put, lambda status: self.ended.set())
 
     def close(self) -> None:
-        for mountpoint in list(self.fds):
+        for mountpoint in list(self.connections):
             self.unmount(mountpoint)
         self.worker.stop()
+        shutil.rmtree(self.directory)
 
 
 class Native:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +16,13 @@ import pytest
 
 from snapshotter.errors import AlreadyExistsError, CorruptError, NotFoundError, UnavailableError
 from snapshotter.format.digest import sha256
-from snapshotter.mount import mounting
-from snapshotter.mount.workerproto import FailureReport, Gone
-from tests.mount.engines import PATIENCE, Daemon
+from snapshotter.mount import messages, mounting, processes, workerproto
+from snapshotter.mount.connection import Connection
+from snapshotter.mount.journal import Journal
+from snapshotter.mount.wire import InitFlag, Negotiated
+from snapshotter.mount.workerclient import KIND, WorkerClient
+from snapshotter.mount.workerproto import FailureReport, Gone, Hello
+from tests.mount.engines import LABEL, PATIENCE, Daemon
 from tests.mount.source import PIECE, Builder
 
 SLOW = b"s" * PIECE + b"second chunk" * 10_000
@@ -130,7 +136,17 @@ def test_a_slow_chunk_holds_up_nobody_else(daemon: Daemon, image: Path, tmp_path
         assert all(future.result(PATIENCE) == SLOW for future in waiting)
 
 
-def test_a_killed_worker_is_replaced_under_a_waiting_read(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+def without_resend(connection: Connection) -> None:
+    """As if the kernel were one before Linux 6.9, which hands no request out twice."""
+    memory = Journal(os.dup(connection.memory))
+    with contextlib.closing(memory):
+        assert memory.negotiated is not None
+        minor, flags, kernel_flags = memory.negotiated
+        memory.agree(Negotiated(minor, flags, kernel_flags & ~InitFlag.HAS_RESEND))
+
+
+@pytest.mark.parametrize("resend", [True, False])
+def test_a_killed_worker_is_replaced_under_a_waiting_read(daemon: Daemon, image: Path, tmp_path: Path, resend: bool) -> None:
     point = tmp_path / "m"
     daemon.mount(image, point)
     gate = Gate(image)
@@ -144,21 +160,120 @@ def test_a_killed_worker_is_replaced_under_a_waiting_read(daemon: Daemon, image:
         with pytest.raises(UnavailableError):
             daemon.worker.stats()
         daemon.replace_worker()
-        resent = daemon.worker.add(daemon.description(image, point, takeover=True), daemon.fds[point])
-        assert resent == daemon.ready[str(point)].can_resend
+        if not resend:
+            without_resend(daemon.connections[point])
+        assert daemon.worker.add(daemon.description(image, point), daemon.connections[point]) == resend
         assert read.result() == SLOW
     assert (point / "quick").read_bytes() == QUICK
     assert sorted(os.listdir(point)) == ["quick", "slow"]
 
 
+@pytest.mark.parametrize("resend", [True, False])
+def test_many_waiting_reads_survive_worker_after_worker(daemon: Daemon, image: Path, tmp_path: Path, resend: bool) -> None:
+    point = tmp_path / "m"
+    daemon.mount(image, point)
+    if not resend:
+        without_resend(daemon.connections[point])
+    gate = Gate(image)
+    with contextlib.ExitStack() as stack:
+        reads = [
+            stack.enter_context(Reader("dd", f"if={point / 'slow'}", "bs=4096", f"skip={n}", "count=1", "iflag=direct"))
+            for n in range(9)
+        ]
+        for _ in range(4):
+            opened = gate.wait()
+            assert all(read.waits() for read in reads)
+            assert daemon.worker.ping(PATIENCE)
+            daemon.replace_worker()
+            os.close(opened)
+            daemon.worker.add(daemon.description(image, point), daemon.connections[point])
+        os.close(gate.wait())
+        gate.remove()
+        assert [read.result() for read in reads] == [SLOW[n * 4096 : (n + 1) * 4096] for n in range(9)]
+
+
+@pytest.mark.parametrize("resend", [True, False])
+def test_a_walk_goes_on_while_workers_are_killed(daemon: Daemon, image: Path, tmp_path: Path, resend: bool) -> None:
+    """Lookups and attributes, too: what the event loop was answering when it died."""
+    point = tmp_path / "m"
+    daemon.mount(image, point)
+    if not resend:
+        without_resend(daemon.connections[point])
+    # New names, which no cache of the kernel's has.
+    script = 'i=0; while [ $i -lt 40000 ]; do i=$((i+1)); [ ! -e "$0/none$i" ] || exit 1; done; cat "$0/quick"'
+    with Reader("sh", "-c", script, point) as walk:
+        for _ in range(5):
+            daemon.replace_worker()
+            daemon.worker.add(daemon.description(image, point), daemon.connections[point])
+        assert walk.result() == QUICK
+
+
+def test_a_daemon_that_is_gone_is_followed_by_another(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    """The next one finds the worker by its socket, and has from it what the first one had."""
+    point = tmp_path / "m"
+    daemon.mount(image, point)
+    description = daemon.description(image, point)
+    first = daemon.worker
+    first.detach()
+    (path,) = processes.sockets(daemon.directory, KIND)
+    daemon.worker, hello = WorkerClient.find(path, daemon.events.put, lambda status: daemon.ended.set())
+    assert hello == Hello(workerproto.PROTOCOL, "", first.pid, (str(point),))
+    held, connection = daemon.worker.held(str(point))
+    with contextlib.closing(connection):
+        assert held == description
+        assert connection.state() == (LABEL, Negotiated(*daemon.ready[str(point)].negotiated or ()))
+        daemon.connections.pop(point).close()
+        daemon.replace_worker()  # the found one can be killed, and its end is noticed
+        assert not first.is_alive()
+        daemon.worker.add(held, connection)
+        assert (point / "slow").read_bytes() == SLOW
+        mounting.unmount(point)
+
+
+def test_a_worker_hears_what_a_daemon_said_before_it_died(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    """Even if the worker was not running yet: nothing is lost between two daemons."""
+    point = tmp_path / "m"
+    point.mkdir()
+    with contextlib.closing(Connection.open(LABEL)) as connection:
+        mounting.mount(connection.fuse, point, "test")
+        client = daemon.start_worker()
+        client.begin_add(daemon.description(image, point), connection, lambda error: None)
+        client.detach()
+    path = max(processes.sockets(daemon.directory, KIND), key=lambda path: path.stat().st_ctime_ns)
+    found, hello = WorkerClient.find(path, daemon.events.put)
+    assert hello.mounts == (str(point),)
+    assert (point / "quick").read_bytes() == QUICK
+    mounting.unmount(point)
+    found.stop()
+    assert not client.is_alive()
+
+
+def test_two_daemons_never_have_the_same_worker(daemon: Daemon) -> None:
+    (path,) = processes.sockets(daemon.directory, KIND)
+    with processes.connect(path) as second:
+        messages.send(second, {"seq": 1, "do": "hello"})
+        assert daemon.worker.stats()["mounts"] == []
+        second.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            second.recv(1)
+
+
+def test_a_worker_that_is_stopped_is_not_taken_for_alive(daemon: Daemon) -> None:
+    assert daemon.worker.ping(PATIENCE)
+    os.kill(daemon.worker.pid, signal.SIGSTOP)
+    assert not daemon.worker.ping(0.2)
+    daemon.replace_worker()
+    assert daemon.worker.ping(PATIENCE)
+
+
 def test_a_worker_killed_before_init(daemon: Daemon, image: Path, tmp_path: Path) -> None:
     point = tmp_path / "m"
     point.mkdir()
-    fd = daemon.fds[point] = mounting.open_fuse()
-    mounting.mount(fd, point, "test")
+    connection = daemon.connections[point] = Connection.open({})
+    mounting.mount(connection.fuse, point, "test")
     with Reader("ls", point) as listing:
         daemon.replace_worker()
-        daemon.worker.add(daemon.description(image, point, takeover=True), fd)
+        daemon.worker.add(daemon.description(image, point), connection)
         assert listing.result() == b"quick\nslow\n"
 
 
@@ -169,7 +284,7 @@ def test_removal_lets_go_and_another_worker_serves_on(daemon: Daemon, image: Pat
     daemon.worker.remove(str(point))
     with pytest.raises(NotFoundError):
         daemon.worker.remove(str(point))
-    daemon.worker.add(daemon.description(image, point), daemon.fds[point])
+    daemon.worker.add(daemon.description(image, point), daemon.connections[point])
     assert (point / "slow").read_bytes() == SLOW
 
 
@@ -182,7 +297,10 @@ def test_a_worker_serves_on_without_its_daemon_until_the_last_mount_is_gone(imag
         assert (point / "quick").read_bytes() == QUICK
         assert daemon.worker.is_alive()
         daemon.unmount(point)
-        assert daemon.ended.wait(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while daemon.worker.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     finally:
         daemon.close()
 
@@ -202,22 +320,22 @@ def test_failures_reach_the_daemon_with_names(daemon: Daemon, image: Path, tmp_p
 
 def test_a_mount_that_cannot_be_served_is_refused(daemon: Daemon, image: Path, tmp_path: Path) -> None:
     description = daemon.description(image, tmp_path / "m")
-    fd = mounting.open_fuse()
+    connection = Connection.open({})
     try:
         (image / "metadata").rename(image / "elsewhere")
         with pytest.raises(NotFoundError, match="metadata"):
-            daemon.worker.add(description, fd)
+            daemon.worker.add(description, connection)
         for content in (b"", b"garbage" * 8):
             (image / "metadata").write_bytes(content)
             with pytest.raises(CorruptError):
-                daemon.worker.add(description, fd)
+                daemon.worker.add(description, connection)
         (image / "metadata").unlink()
         (image / "elsewhere").rename(image / "metadata")
         daemon.mount(image, tmp_path / "m")
         with pytest.raises(AlreadyExistsError):
-            daemon.worker.add(description, fd)
+            daemon.worker.add(description, connection)
     finally:
-        os.close(fd)
+        connection.close()
 
 
 def test_the_mount_is_readonly_and_reads_ahead_far(daemon: Daemon, image: Path, tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""What a server leaves to its successor: every request that was not answered, and nothing that was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapshotter.errors import InvalidError
+from snapshotter.mount import journal, wire
+from snapshotter.mount.journal import Journal, State
+from snapshotter.mount.wire import Negotiated
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    fd = journal.create({"mountpoint": "/l/1"})
+    yield fd
+    os.close(fd)
+
+
+def request(unique: int) -> bytes:
+    """A READ as the kernel sends it."""
+    return wire.IN_HEADER.pack(80, wire.Opcode.READ, unique, 2, 0, 0, 0, 0, 0) + bytes(40)
+
+
+def land(opened: Journal, unique: int) -> memoryview:
+    data = request(unique)
+    opened.landing[: len(data)] = data
+    return opened.landing[: len(data)]
+
+
+@contextlib.contextmanager
+def opened(memory: int) -> Iterator[Journal]:
+    with contextlib.closing(Journal(os.dup(memory))) as found:
+        yield found
+
+
+def test_what_init_agreed_on_and_the_label_outlive_the_server(memory: int) -> None:
+    assert journal.read_state(memory) == State({"mountpoint": "/l/1"}, None)
+    with opened(memory) as first:
+        assert first.negotiated is None
+        first.agree(Negotiated(31, 5, 1 << 39))
+    assert journal.read_state(memory) == State({"mountpoint": "/l/1"}, Negotiated(31, 5, 1 << 39))
+    with opened(memory) as second:
+        assert second.negotiated == Negotiated(31, 5, 1 << 39)
+
+
+def test_the_request_that_landed_last_is_left(memory: int) -> None:
+    with opened(memory) as first:
+        assert first.unanswered() == []
+        land(first, 1).release()
+        land(first, 2).release()
+    with opened(memory) as second:
+        assert second.unanswered() == [(None, request(2))]
+        second.forget()
+        assert second.unanswered() == []
+
+
+@given(st.lists(st.booleans(), max_size=60))
+def test_what_waits_is_left_and_what_was_answered_is_not(answered: list[bool]) -> None:
+    """For every order of requests of which some are answered at once, and some not before the end."""
+    memory = journal.create({})
+    try:
+        waiting = {}
+        with opened(memory) as first:
+            for unique, at_once in enumerate(answered, 1):
+                with land(first, unique) as data:
+                    slot = first.keep(data)
+                if at_once:
+                    first.done(slot)
+                else:
+                    waiting[slot] = request(unique)
+            first.landing[:4] = bytes(4)
+        with opened(memory) as second:
+            assert dict(second.unanswered()) == waiting
+            # a slot of the first is the second's to free, and none is given out twice
+            with land(second, 99) as data:
+                assert second.keep(data) not in waiting
+            for left in waiting:
+                second.done(left)
+        with opened(memory) as third:
+            assert {entry for _, entry in third.unanswered()} <= {request(99)}
+    finally:
+        os.close(memory)
+
+
+def test_more_than_fits_is_not_remembered_and_does_no_harm(memory: int) -> None:
+    with opened(memory) as first, land(first, 1) as data:
+        slots = [first.keep(data) for _ in range(journal.SLOTS)]
+        assert len(set(slots)) == journal.SLOTS
+        assert first.keep(data) is None
+        first.done(None)
+        first.done(slots[0])
+        assert first.keep(data) == slots[0]
+        assert first.keep(memoryview(bytes(200))) is None
+
+
+def test_other_memory_is_refused(memory: int) -> None:
+    with contextlib.ExitStack() as stack:
+        other = os.memfd_create("other")
+        stack.callback(os.close, other)
+        with pytest.raises(InvalidError, match="not the memory"):
+            journal.read_state(other)
+        os.ftruncate(other, journal.SIZE)
+        os.pwrite(other, b"x" * 100, 0)
+        with pytest.raises(InvalidError, match="layout"):
+            journal.read_state(other)
+    os.pwrite(memory, struct.pack("<I", journal.LAYOUT + 1), 8)
+    with pytest.raises(InvalidError, match="this release knows"):
+        Journal(os.dup(memory))
+
+
+def test_a_label_has_a_bound() -> None:
+    with pytest.raises(InvalidError, match="label"):
+        journal.create({"mountpoint": "x" * journal.LABEL_MAX})
+
+
+def test_nobody_can_shrink_it(memory: int) -> None:
+    """A map of what is gone would kill the server (SIGBUS)."""
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory, 0)
