@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hypothesis import strategies as st
 
@@ -101,6 +104,34 @@ def tar_of(items: Sequence[Item], root_mtime: int = SECOND) -> bytes:
             device=item.device,
         )
     return layer.tar()
+
+
+def write(items: Sequence[Item], root: Path) -> None:
+    """Make the tree on disk. Needs root."""
+    root.mkdir()
+    top = os.fsencode(root) + b"/"
+    for item in items:
+        path = top + item.path
+        if item.kind == tarfile.LNKTYPE:
+            os.link(top + item.link, path, follow_symlinks=False)
+            continue
+        if item.kind == tarfile.DIRTYPE:
+            os.mkdir(path)
+        elif item.kind == tarfile.SYMTYPE:
+            os.symlink(item.link, path)
+        elif item.kind == tarfile.REGTYPE:
+            with open(path, "xb") as file:
+                file.write(item.data)
+        else:
+            os.mknod(path, _NODES[item.kind] | 0o600, os.makedev(*item.device))
+        os.chown(path, *item.owner, follow_symlinks=False)
+        for key, value in item.xattrs.items():
+            os.setxattr(path, key, value)
+        if item.kind != tarfile.SYMTYPE:
+            os.chmod(path, item.mode)
+
+
+_NODES = {tarfile.FIFOTYPE: stat.S_IFIFO, tarfile.CHRTYPE: stat.S_IFCHR, tarfile.BLKTYPE: stat.S_IFBLK}
 
 
 @st.composite

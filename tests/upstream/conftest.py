@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import debian
 from tests.support.filesystems import filesystem
+from tests.support.processes import run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "upstream"
 
@@ -39,3 +41,12 @@ def golden_tree(ext4: Path) -> Callable[[str, int], Path]:
         return tree
 
     return make
+
+
+@pytest.fixture(scope="session")
+def debian_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root file system of the image that the demonstration uses."""
+    image = debian.image()
+    bundle = tmp_path_factory.mktemp("debian") / "bundle"
+    run("umoci", "unpack", "--image", f"{image.layout}:{image.tag}", bundle, timeout=600)
+    return bundle / "rootfs"
