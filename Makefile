@@ -1,6 +1,7 @@
 # Everything here sets up what it needs: Debian packages (as root), .venv with the versions of requirements.lock.
 #   make demo    an image converted, pulled lazily and run, beside overlayfs, in numbers (LINK= for no shaped link)
 #   make bench   every measurement of docs/benchmarks.md, and that file; `make bench-mount` and its like one of them
+#   make deb     the Debian package, in dist/
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
 .PHONY: demo bench test lint format unit system venv packages image kernel upstream lock clean
 .DELETE_ON_ERROR:
@@ -25,6 +26,9 @@ bench: $(addprefix bench-,$(benches))
 bench-%: packages venv image
 	@PYTHONPATH=. $(python) -m bench.$*
 
+deb: packages venv
+	@$(python) -m package.deb
+
 test: packages venv
 	$(MAKE) lint
 	$(MAKE) unit
@@ -34,7 +38,7 @@ lint: venv
 	$(venv)/bin/ruff check .
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/mypy
-	$(venv)/bin/mypy --explicit-package-bases bench demo tests/conftest.py tests/support tests/system tests/vm
+	$(venv)/bin/mypy --explicit-package-bases bench demo tests/conftest.py package tests/support tests/system tests/vm tests/package
 	$(venv)/bin/lint-imports
 
 format: venv
