@@ -3,7 +3,7 @@
 #   make bench   every measurement of docs/benchmarks.md, and that file; `make bench-mount` and its like one of them
 #   make deb     the Debian package, in dist/
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
-.PHONY: demo bench test lint format unit system venv packages image kernel upstream lock clean
+.PHONY: demo bench test lint format unit system venv packages containerds image kernel upstream lock clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -50,11 +50,15 @@ unit: venv
 	$(pytest) -q -n 2 -m 'not root' tests
 
 # the tests with real mounts, containerd and a registry, one after the other: they share the machine's kernel
-system: packages venv image kernel upstream
+system: packages venv image containerds kernel upstream
 	$(pytest) -m root --durations=10 tests
 
 packages:
 	@PYTHON=$(PYTHON) scripts/packages
+
+# containerd of later Debian releases, for the tests of what clients do
+containerds: packages
+	@scripts/containerds
 
 image: packages
 	@$(PYTHON) -m tests.support.debian

@@ -103,8 +103,11 @@ def _proxy(facts: ContainerdFacts, config: Effective, address: str) -> tuple[Pro
             text = f"{facts.config_source}: the proxy plugin puzzlefs is to be at {proxy.address}, the daemon is at {address}"
             return None, fail(check, text, f'set address = "{address}" under [proxy_plugins.puzzlefs] and restart containerd')
     text = f"{facts.config_source} names no proxy plugin of type snapshot at {address}"
-    file = "config-2.x.toml" if (facts.numbers or (2, 0)) >= (2, 0) else "config-1.x.toml"
-    return None, fail(check, text, f"merge deploy/containerd/{file} into containerd's configuration and restart containerd")
+    numbers = facts.numbers or (2, 0)
+    release = "2.x" if numbers >= (2, 0) else "1.7" if numbers >= (1, 7) else "1.6"
+    return None, fail(
+        check, text, f"merge deploy/containerd/config-{release}.toml into containerd's configuration and restart containerd"
+    )
 
 
 def _loaded(facts: ContainerdFacts, proxy: ProxyPlugin) -> list[Finding]:

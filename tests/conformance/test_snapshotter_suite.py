@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tools import MissingToolError
+from tests.support import goclient
 
 HERE = Path(__file__).parent
 MODULE = HERE / "snapshotter"
@@ -27,20 +26,6 @@ REDIRECT = Path("/sys/module/overlay/parameters/redirect_dir")
 CHECKS = 21
 
 pytestmark = pytest.mark.root
-
-
-def go() -> str:
-    """The Go compiler, which need not be in the PATH.
-
-    Raises:
-        MissingToolError: there is none.
-    """
-    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if found is None:
-        raise MissingToolError(
-            "go is missing: install Go 1.25 or later (Debian 12 has none); its modules come from a Go module proxy"
-        )
-    return found
 
 
 @pytest.fixture
@@ -53,9 +38,9 @@ def short_path() -> Iterator[Path]:
 def run(tests: str, directory: Path) -> tuple[set[str], set[str], str]:
     """Run Go tests; the names of those that passed and that failed, and everything they wrote."""
     command = os.environ.get("SNAPSHOTTER_COMMAND", str(Path(sys.executable).with_name("puzzlefs-snapshotter")))
-    environment = {**os.environ, "SNAPSHOTTER_COMMAND": command, "TMPDIR": str(directory), "GOFLAGS": "-mod=readonly"}
+    environment = {**goclient.environment(), "SNAPSHOTTER_COMMAND": command, "TMPDIR": str(directory)}
     done = subprocess.run(
-        [go(), "test", "-json", "-count=1", "-timeout=8m", f"-run=^({tests})$", "."],
+        [goclient.go(), "test", "-json", "-count=1", "-timeout=8m", f"-run=^({tests})$", "."],
         cwd=MODULE,
         env=environment,
         capture_output=True,

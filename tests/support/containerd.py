@@ -10,25 +10,35 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import mounts, processes, tools
 from tests.support.processes import CommandError, Service, run
+from tests.support.releases import MACHINE, Release
 
-_CRI = "io.containerd.grpc.v1.cri"
+_CRI = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime")
 
-# CRI needs CNI and ports; the block-device snapshotters look at the machine's devices; tracing looks for a collector.
+# CRI takes seconds to start; the block-device snapshotters look at the machine's devices; tracing looks for a collector.
 _DISABLED = (
-    _CRI,
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper",
     "io.containerd.snapshotter.v1.zfs",
     "io.containerd.tracing.processor.v1.otlp",
     "io.containerd.internal.v1.tracing",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.grpc.v1.podsandbox",
 )
+
+_CRI_SETTINGS = "stats_collect_period = 1"
+"""Seconds between the measurements that CRI answers with."""
+
+_CRI_PODS = "restrict_oom_score_adj = true"
+"""A pod gets no lower OOM score than the machine may give: tests may run without CAP_SYS_RESOURCE."""
+
+_DEPLOY = tools.ROOT / "deploy" / "containerd"
 
 _RUNTIME_STATE = Path("/run/containerd")
 """Where containerd's shim puts its sockets, whatever containerd's own state directory is (runtime/v2/shim/util_unix.go)."""
@@ -45,35 +55,46 @@ class FirstOutput:
 class Containerd:
     """containerd below `directory`, with `snapshotter_socket` (if given) as the proxy plugin ``puzzlefs``.
 
-    Commands run in `namespace`, a name that nothing else on the machine uses: cgroups are named after it.
+    It is configured by the lines that ``deploy/containerd`` ships for its release. Commands run in `namespace`, a name that
+    nothing else on the machine uses: cgroups are named after it.
     """
 
-    def __init__(self, directory: Path, snapshotter_socket: Path | None = None, deployed: Path | None = None) -> None:
-        """`deployed`: lines from ``deploy/`` in place of this class's own for the proxy plugin; CRI is on then."""
+    def __init__(
+        self,
+        directory: Path,
+        snapshotter_socket: Path | None = None,
+        *,
+        release: Release = MACHINE,
+        cri: str | None = None,
+        change: Callable[[str], str] = str,
+    ) -> None:
+        """`cri`: the reference of the pause image; without it CRI is off. `change` is made to the shipped lines."""
+        self.release = release
         self.directory = directory
         self.socket = directory / "containerd.sock"
         self.namespace = f"pz{uuid.uuid4().hex[:10]}"
         self._made_runtime_state = not _RUNTIME_STATE.exists()
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "config.toml"
-        config.write_text(self._config(snapshotter_socket, deployed))
+        config.write_text(change(self._config(snapshotter_socket, cri)))
         self.service = self._start(config)
 
-    def _config(self, snapshotter_socket: Path | None, deployed: Path | None) -> str:
-        more = ""
-        if deployed is not None:
-            more = deployed.read_text().replace("/run/puzzlefs/snapshotter.sock", str(snapshotter_socket))
-        elif snapshotter_socket is not None:
-            more = f'[proxy_plugins.puzzlefs]\n  type = "snapshot"\n  address = "{snapshotter_socket}"\n'
-            if major_version() >= 2:  # its transfer service unpacks into what it is told only
-                for name in ("overlayfs", "puzzlefs"):
-                    more += f'[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n  snapshotter = "{name}"\n'
-                    more += '  platform = "linux"\n'
-        # the key comes before every table
-        version = re.search(r"^version = \d$", more, re.MULTILINE)
-        disabled = [name for name in _DISABLED if deployed is None or name != _CRI]
+    def _config(self, snapshotter_socket: Path | None, pause: str | None) -> str:
+        version = self.release.version
+        shipped = deployed(version).read_text() if snapshotter_socket is not None else "version = 2\n"
+        shipped = shipped.replace("/run/puzzlefs/snapshotter.sock", str(snapshotter_socket))
+        disabled = [*_DISABLED, *(_CRI if pause is None else ())]
+        if version < (2, 0):
+            cri = f'[plugins."{_CRI[0]}"]\n  sandbox_image = "{pause}"\n  {_CRI_SETTINGS}\n  {_CRI_PODS}\n'
+        else:
+            images = f'[plugins."{_CRI[1]}"]\n'
+            shipped = shipped.replace(images, images + f"  {_CRI_SETTINGS}\n")
+            cri = f'[plugins."{_CRI[1]}".pinned_images]\n  sandbox = "{pause}"\n[plugins."{_CRI[2]}"]\n  {_CRI_PODS}\n'
+        # keys come before every table
+        numbered = re.search(r"^version = \d$", shipped, re.MULTILINE)
+        assert numbered is not None
         lines = [
-            version[0] if version else "version = 2",
+            numbered[0],
             f'root = "{self.directory}/root"',
             f'state = "{self.directory}/state"',
             f"disabled_plugins = {json.dumps(disabled)}",
@@ -83,14 +104,14 @@ class Containerd:
             f'  address = "{self.socket}.ttrpc"',
             '[plugins."io.containerd.internal.v1.opt"]',
             f'  path = "{self.directory}/opt"',
-            f'[plugins."{_CRI}".cni]',
-            f'  conf_dir = "{self.directory}/cni"',
-            re.sub(r"^version = \d$", "", more, flags=re.MULTILINE),
+            cri if pause is not None else "",
+            re.sub(r"^version = \d$", "", shipped, flags=re.MULTILINE),
         ]
         return "\n".join(lines)
 
     def _start(self, config: Path) -> Service:
-        service = Service([tools.find("containerd"), "--config", config], self.directory / "containerd.log")
+        program, log = self.release.find("containerd"), self.directory / "containerd.log"
+        service = Service([program, "--config", config], log, self.release.environment)
         try:
             service.wait_until(self._answers, "answering")
         except BaseException:
@@ -109,11 +130,11 @@ class Containerd:
         Raises:
             CommandError: it failed, and `check` is set.
         """
-        return run("ctr", "-a", self.socket, "-n", self.namespace, *arguments, check=check, timeout=timeout).stdout
+        return self._ctr(*arguments, check=check, timeout=timeout).stdout
 
     def ctr_error(self, *arguments: str | Path) -> str:
         """What ``ctr`` complained about: it must fail."""
-        done = run("ctr", "-a", self.socket, "-n", self.namespace, *arguments, check=False)
+        done = self._ctr(*arguments, check=False)
         assert done.returncode != 0, f"ctr {arguments} did not fail: {done.stdout}"
         return done.stderr
 
@@ -125,7 +146,7 @@ class Containerd:
         """
         identity = f"c{uuid.uuid4().hex[:10]}"
         words = [
-            tools.find("ctr"),
+            self.release.find("ctr"),
             "-a",
             str(self.socket),
             "-n",
@@ -142,7 +163,7 @@ class Containerd:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=tools.environment(),
+                env=self.release.environment,
                 start_new_session=True,
             )
         assert process.stdout is not None
@@ -213,14 +234,17 @@ class Containerd:
                     empty.rmdir()
 
     def _answers(self) -> bool:
-        return self.socket.exists() and run("ctr", "-a", self.socket, "version", check=False).returncode == 0
+        return self.socket.exists() and self._ctr("version", check=False).returncode == 0
+
+    def _ctr(self, *arguments: str | Path, check: bool, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        words = [self.release.find("ctr"), "-a", self.socket, "-n", self.namespace, *arguments]
+        return run(*words, check=check, timeout=timeout, environment=self.release.environment)
 
 
-def major_version() -> int:
-    """The first number of the version of this machine's containerd."""
-    version = re.search(r" v?(\d+)\.\d+\.", run("containerd", "--version").stdout)
-    assert version is not None
-    return int(version[1])
+def deployed(version: tuple[int, int]) -> Path:
+    """The configuration that is shipped for a release of containerd."""
+    name = "2.x" if version >= (2, 0) else "1.7" if version >= (1, 7) else "1.6"
+    return _DEPLOY / f"config-{name}.toml"
 
 
 def _remove_cgroup(path: Path) -> None:

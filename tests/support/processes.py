@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.support import tools
@@ -17,7 +17,9 @@ class CommandError(Exception):
     """A command ended with a status other than 0; the message has its last output."""
 
 
-def run(*command: str | Path, timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str | Path, timeout: float = 120, check: bool = True, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return what it wrote; undecodable bytes come as surrogates.
 
     Raises:
@@ -32,7 +34,7 @@ def run(*command: str | Path, timeout: float = 120, check: bool = True) -> subpr
         encoding="utf-8",
         errors="surrogateescape",
         timeout=timeout,
-        env=tools.environment(),
+        env=environment or tools.environment(),
         start_new_session=True,
     )
     if check and done.returncode != 0:
@@ -47,7 +49,7 @@ class Service:
     It gets a session of its own, so that an interrupt from the terminal reaches only its owner, who then stops it in order.
     """
 
-    def __init__(self, command: Sequence[str | Path], log: Path) -> None:
+    def __init__(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.name = Path(str(command[0])).name
         self.log = log
         with log.open("ab") as output:
@@ -56,7 +58,7 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=tools.environment(),
+                env=environment or tools.environment(),
                 start_new_session=True,
             )
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import samples
+from tests.support import goclient, mounts, samples
 from tests.support.containerd import Containerd
 from tests.support.dockerregistry import DockerRegistry
+from tests.support.goclient import GoClient
 from tests.support.images import Image, chain_id, write_image
 from tests.support.processes import CommandError, run
 from tests.support.relay import Relay
@@ -72,12 +75,16 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine, as far as images are concerned, and the relay behind which it has the registry."""
+    """One machine, as far as images are concerned, and the relay behind which it has the registry.
+
+    `go` is a client of its containerd in Go.
+    """
 
     directory: Path
     containerd: Containerd
     snapshotter: Snapshotter
     relay: Relay
+    go: GoClient
 
     def reference(self, name: str) -> str:
         """The full reference of an image of the session's registry."""
@@ -88,6 +95,13 @@ class Node:
         reference = self.reference(name)
         puzzlefs("pull", reference, "-a", self.containerd.socket, "-n", self.containerd.namespace)
         return reference
+
+    def left(self) -> list[str]:
+        """What the snapshotter keeps after containerd has collected its garbage: snapshots, mounts, directories."""
+        found = []
+        for what in ("s", "l", "layers"):
+            found += [f"{what}/{name}" for name in os.listdir(self.snapshotter.root / what)]
+        return found + [os.fsdecode(point) for point in mounts.mount_points(self.snapshotter.root)]
 
     def start_again(self) -> None:
         """Start the snapshotter, and wait until containerd has noticed: it connects again after a pause of up to 3 s."""
@@ -123,15 +137,33 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def node(server: Server) -> Iterator[Node]:
     """A node for one test."""
+    with started(server) as node:
+        yield node
+
+
+@contextlib.contextmanager
+def started(
+    server: Server, program: Path = Path("/nonexistent"), change: Callable[[str], str] = str, **more: Any
+) -> Iterator[Node]:
+    """A node; `more` is for its containerd, whose configuration gets `change`, `program` the compiled Go client."""
     # a short path: Unix sockets take 107 bytes
     directory = Path(tempfile.mkdtemp(prefix="n-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
         snapshotter = Snapshotter(directory / "s", plain_http=[server.relay.address], read_timeout=5)
         stack.callback(snapshotter.stop)
-        containerd = Containerd(directory / "c", snapshotter.socket)
+        root = str(snapshotter.root)
+        containerd = Containerd(
+            directory / "c", snapshotter.socket, change=lambda text: change(text.replace("/var/lib/puzzlefs", root)), **more
+        )
         stack.callback(containerd.stop)
-        yield Node(directory, containerd, snapshotter, server.relay)
+        yield Node(directory, containerd, snapshotter, server.relay, GoClient(program, containerd))
+
+
+@pytest.fixture(scope="session")
+def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Go client, compiled."""
+    return goclient.build(tmp_path_factory.mktemp("go"))
 
 
 @pytest.fixture
