@@ -44,6 +44,7 @@ FILE_MAX = (1 << 63) - 1
 _NAME_SHOWN = 300
 """Bytes of a name that are read even if it is too long, for the message."""
 _NO_NAMES = (b".", b"..")
+_NO_DEVICE = (0, 0)
 _KINDS = tuple(Kind)
 
 # schema/puzzlefs.capnp, one shape a struct: its data section in the order of the bytes, and its pointers.
@@ -60,6 +61,22 @@ _CHUNK = Shape("Q", 1)  # len; blob
 _BLOB = Shape("QQ", 1)  # offset, compressed in bit 0; digest
 _ADDITIONAL = Shape("", 2)  # xattrs, symlinkTarget
 _XATTR = Shape("", 2)  # key, val
+
+
+class InodeStat(NamedTuple):
+    """What lstat(2) shows of an inode, without what it lists: cheap to read, and only what it takes for that is checked.
+
+    The fields are those of `Inode`; `size` is that of a file's bytes or of a symlink's target.
+    """
+
+    kind: Kind
+    permissions: int
+    uid: int
+    gid: int
+    mtime: int
+    mtime_nsec: int
+    size: int
+    device: tuple[int, int]
 
 
 class ScannedInode(NamedTuple):
@@ -146,31 +163,51 @@ class RootfsMessage:
         ino, which, permissions, uid, gid, nsec, mtime, mode, additional = fields
         segment = inodes.segment
         at = inodes.word + row * (inodes.data_words + inodes.pointers) + inodes.data_words
-        kind = _kind(which)
-        if permissions > 0o7777:
-            raise CorruptError(f"inode {ino}: permissions {permissions:#o} exceed 0o7777")
-        if nsec > 999_999_999:
-            raise CorruptError(f"inode {ino}: {nsec} nanoseconds are more than a second")
+        kind = _checked_kind(ino, which, permissions, nsec)
         xattrs: Sequence[Xattr] = ()
         target: bytes | None = None
         if additional:
             xattrs, target = self._additional(ino, segment, at + 1, additional)
         if (target is not None) != (kind is Kind.LNK):
-            raise CorruptError(f"inode {ino}: a symlink has a target, and nothing else has one")
+            raise _no_target(ino)
         entries: Sequence[DirEntry] = ()
         chunks: Sequence[FileChunk] = ()
         look_below = False
-        device = (0, 0)
+        device = _NO_DEVICE
         if kind is Kind.FILE:
             chunks = self._chunks(ino, self._list(segment, at, mode, "file chunks"))
         elif kind is Kind.DIR:
             look_below, stored = self._directory(segment, at, mode)
             entries = self._entries(ino, stored)
         elif kind is Kind.CHR or kind is Kind.BLK:
-            device = self._reader.struct(segment, at, mode, _DEVICE)[2]
-            if device[0] > MAJOR_MAX or device[1] > MINOR_MAX:
-                raise CorruptError(f"inode {ino}: device {device[0]}:{device[1]} does not exist on Linux")
+            device = self._device(ino, segment, at, mode)
         return Inode(ino, kind, permissions, uid, gid, mtime, nsec, device, entries, look_below, chunks, xattrs, target)
+
+    def stat_at(self, layer: int, row: int) -> InodeStat:
+        """What lstat(2) shows of the inode in `row`.
+
+        Raises:
+            CorruptError: it breaks a rule that concerns what is shown.
+        """
+        inodes = self._layers[layer]
+        fields = self._reader.row(inodes, row, _INODE)
+        ino, which, permissions, uid, gid, nsec, mtime, mode, additional = fields
+        segment = inodes.segment
+        at = inodes.word + row * (inodes.data_words + inodes.pointers) + inodes.data_words
+        kind = _checked_kind(ino, which, permissions, nsec)
+        size = 0
+        device = _NO_DEVICE
+        if kind is Kind.FILE:
+            if mode:
+                size = self._file_size(ino, segment, at, mode)
+        elif kind is Kind.LNK:
+            target = self._additional(ino, segment, at + 1, additional)[1] if additional else None
+            if target is None:
+                raise _no_target(ino)
+            size = len(target)
+        elif kind is Kind.CHR or kind is Kind.BLK:
+            device = self._device(ino, segment, at, mode)
+        return InodeStat(kind, permissions, uid, gid, mtime, nsec, size, device)
 
     def scan(self, layer: int) -> Iterator[ScannedInode]:
         """All inodes of `layer` in the order of their rows, at the least cost for each.
@@ -196,13 +233,13 @@ class RootfsMessage:
                     stored = self._list(segment, at, mode, "file chunks")
                     chunks_left -= stored.length
                     if chunks_left >= 0:
-                        size = sum(length for length, _ in self._reader.rows(stored, _CHUNK))
+                        size = sum(self._reader.numbers(stored))
                 elif kind is Kind.DIR:
                     look_below, stored = self._directory(segment, at, mode)
                     opaque = not look_below
                     entries_left -= stored.length
                     if entries_left >= 0:
-                        links = [number for number, _ in self._reader.rows(stored, _ENTRY)]
+                        links = self._reader.numbers(stored)
             except CorruptError:
                 kind = Kind.UNKNOWN
             if entries_left < 0:
@@ -232,6 +269,18 @@ class RootfsMessage:
         """Whether it looks below, and its entries."""
         segment, at, (flags, entries) = self._reader.struct(segment, at, pointer, _DIR)
         return bool(flags & 1), self._list(segment, at, entries, "directory entries")
+
+    def _file_size(self, ino: int, segment: int, at: int, pointer: int) -> int:
+        size = sum(self._reader.numbers(self._list(segment, at, pointer, "file chunks")))
+        if size > FILE_MAX:
+            raise CorruptError(f"inode {ino}: a file of {size} bytes")
+        return size
+
+    def _device(self, ino: int, segment: int, at: int, pointer: int) -> tuple[int, int]:
+        major, minor = self._reader.struct(segment, at, pointer, _DEVICE)[2]
+        if major > MAJOR_MAX or minor > MINOR_MAX:
+            raise CorruptError(f"inode {ino}: device {major}:{minor} does not exist on Linux")
+        return major, minor
 
     def _has_xattrs(self, segment: int, at: int, pointer: int) -> bool:
         segment, at, (xattrs, _) = self._reader.struct(segment, at, pointer, _ADDITIONAL)
@@ -298,6 +347,19 @@ class RootfsMessage:
         if size > FILE_MAX:
             raise CorruptError(f"inode {ino}: a file of {size} bytes")
         return chunks
+
+
+def _no_target(ino: int) -> CorruptError:
+    return CorruptError(f"inode {ino}: a symlink has a target, and nothing else has one")
+
+
+def _checked_kind(ino: int, discriminant: int, permissions: int, nsec: int) -> Kind:
+    """The type of an inode whose plain fields keep to their limits."""
+    if permissions > 0o7777:
+        raise CorruptError(f"inode {ino}: permissions {permissions:#o} exceed 0o7777")
+    if nsec > 999_999_999:
+        raise CorruptError(f"inode {ino}: {nsec} nanoseconds are more than a second")
+    return _kind(discriminant)
 
 
 def _kind(discriminant: int) -> Kind:

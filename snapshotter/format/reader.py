@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from snapshotter.errors import CorruptError
@@ -136,14 +136,20 @@ class MessageReader:
 
         Structs without fields take no space, so that `length` may be up to 2^30 whatever the message's size.
         """
-        if not pointer:
+        if pointer & 3 == _LIST:
+            target = at + 1 + ((pointer & 0xFFFFFFFF) >> 2)
+            if pointer & 0x80000000:
+                target -= 1 << 30
+        elif not pointer:
             return _NO_STRUCTS
-        segment, target, pointer = self._follow(segment, at, pointer)
+        else:
+            segment, target, pointer = self._follow(segment, at, pointer)
         if pointer & 3 != _LIST or pointer >> 32 & 7 != _STRUCTS:
             raise _malformed("a pointer to something else where one to a list of structs is due")
         words = pointer >> 35
-        self._check(segment, target, words + 1)
-        tag = self._word(target)
+        if target < self._starts[segment] or target + words >= self._ends[segment]:
+            raise _malformed("an object outside of its segment")
+        tag = _U64(self._data, target * 8)[0]
         count, data_words, pointers = (tag & 0xFFFFFFFF) >> 2, tag >> 32 & 0xFFFF, tag >> 48
         if tag & 3 != _STRUCT or count * (data_words + pointers) > words:
             raise _malformed("a list of structs that are not in it")
@@ -172,7 +178,18 @@ class MessageReader:
         _, word, count, data_words, pointers = found
         if not 0 <= row < count:
             raise IndexError(f"row {row} of {count}")
+        if data_words == shape.data_words and pointers >= shape.pointers:
+            return shape.unpack_from(self._data, (word + row * (data_words + pointers)) * 8)
         return self._unpack(word + row * (data_words + pointers), data_words, pointers, shape)
+
+    def numbers(self, found: StructList) -> Sequence[int]:
+        """The first word of each struct in a list, as an unsigned number; 0 where structs have no data."""
+        _, word, count, data_words, pointers = found
+        step = data_words + pointers
+        if not data_words:
+            return (0,) * count
+        words: Sequence[int] = struct.unpack_from(f"<{count * step}Q", self._data, word * 8)
+        return words if step == 1 else words[::step]
 
     def rows(self, found: StructList, shape: Shape) -> Iterator[tuple[Any, ...]]:
         """The fields of each struct in a list, in order; those that the list lacks are zero."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import mmap
 import threading
+from array import array
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from snapshotter.errors import CorruptError, NotFoundError
-from snapshotter.format.codec import FILE_MAX, RootfsMessage
+from snapshotter.format.codec import FILE_MAX, InodeStat, RootfsMessage
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind
 
@@ -27,16 +29,50 @@ BLOCK_SIZE = 4096
 class Survey:
     """What is known of a rootfs only by looking at all its inodes.
 
-    `inodes`: how many exist. `blocks`: of `BLOCK_SIZE` that their files take, each rounded up. `has_xattrs`: whether any
-    has an extended attribute. `has_opaque`: whether any directory but the root does not look below. `names`: how many
-    directory entries name an inode, for those that have more than one. Inodes that cannot be read add only to `inodes`.
+    `inodes`: how many exist. `blocks`: of `BLOCK_SIZE` that their files take, each rounded up. `attributed`: those that have
+    an extended attribute. `opaque`: directories but the root that do not look below. `names`: how many directory entries name
+    an inode, for those that have more than one. `subdirectories`: how many of a directory's entries name directories, where
+    there are any. Inodes that cannot be read add only to `inodes`.
     """
 
     inodes: int
     blocks: int
-    has_xattrs: bool
-    has_opaque: bool
+    attributed: frozenset[int]
+    opaque: frozenset[int]
     names: Mapping[int, int]
+    subdirectories: Mapping[int, int]
+
+
+class _Rows:
+    """Which row of a layer an inode is in, as runs of successive numbers: mostly one, and one more after every gap.
+
+    Hard links make gaps: their later names take a number too.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+        self._rows = array("Q")
+        self._next = 0
+        self._count = 0
+        self.ascending = True
+
+    def add(self, ino: int) -> None:
+        """The next row's number. Numbers that do not ascend make the whole unusable."""
+        if ino != self._next or not self._count:
+            self.ascending = self.ascending and (ino > self._next or not self._count)
+            self._numbers.append(ino)
+            self._rows.append(self._count)
+        self._next = ino + 1
+        self._count += 1
+
+    def find(self, ino: int) -> int | None:
+        """The row of inode `ino`."""
+        run = bisect_right(self._numbers, ino) - 1
+        if run < 0:
+            return None
+        row = self._rows[run] + ino - self._numbers[run]
+        end = self._rows[run + 1] if run + 1 < len(self._rows) else self._count
+        return row if row < end else None
 
 
 class Rootfs:
@@ -47,6 +83,7 @@ class Rootfs:
         self._message = message
         self._survey: Survey | CorruptError | None = None
         self._survey_lock = threading.Lock()
+        self._rows: list[_Rows] = []
         if self._find(ROOT_INO) is None or self.kind(ROOT_INO) is not Kind.DIR:
             raise CorruptError("rootfs metadata: inode 1, the root, is missing or is no directory")
 
@@ -80,6 +117,15 @@ class Rootfs:
             NotFoundError: there is no such inode.
         """
         return self._message.kind_at(*self._place(ino))
+
+    def stat(self, ino: int) -> InodeStat:
+        """What lstat(2) shows of inode `ino` by itself: at a fraction of what the whole inode costs.
+
+        Raises:
+            NotFoundError: as in `inode`.
+            CorruptError: it breaks a rule of the format that concerns what is shown.
+        """
+        return self._message.stat_at(*self._place(ino))
 
     def inode(self, ino: int) -> Inode:
         """Inode `ino`; a directory's entries are those that can be seen, in the order of their bytes.
@@ -137,16 +183,13 @@ class Rootfs:
         return [[message.inode_at(layer, row) for row in range(message.inode_count(layer))] for layer in range(message.layers)]
 
     def link_count(self, ino: int) -> int:
-        """``st_nlink`` of inode `ino`: its names, or for a directory two and its subdirectories.
-
-        Names of files are counted by the `survey`.
+        """``st_nlink`` of inode `ino`: its names, or for a directory two and its subdirectories. Found by the `survey`.
 
         Raises:
             NotFoundError: there is no such inode.
         """
         if self.kind(ino) is Kind.DIR:
-            entries = self.inode(ino).entries
-            return 2 + sum(1 for entry in entries if self._is_directory(entry.ino))
+            return 2 + self.survey().subdirectories.get(ino, 0)
         return self.survey().names.get(ino, 1)
 
     def name_count(self, ino: int) -> int:
@@ -155,10 +198,10 @@ class Rootfs:
 
     def has_xattrs(self) -> bool:
         """Whether any inode has an extended attribute; found by the `survey`."""
-        return self.survey().has_xattrs
+        return bool(self.survey().attributed)
 
     def survey(self) -> Survey:
-        """What a look at all inodes tells, made once, when it is first asked for: about 4 µs an inode.
+        """What a look at all inodes tells, made once, when it is first asked for: about 3 µs an inode.
 
         Raises:
             CorruptError: directories share their lists of entries, which would make the work quadratic.
@@ -208,6 +251,8 @@ class Rootfs:
         return None
 
     def _find_in(self, layer: int, ino: int) -> int | None:
+        if self._rows:
+            return self._rows[layer].find(ino)
         # Numbers begin at 1 and have few gaps, so that inode n is in row n - 1 or a little before it: search backwards from
         # there in growing steps, then bisect the last one. A list that is not sorted only loses inodes.
         high = min(ino, self._message.inode_count(layer))
@@ -231,10 +276,6 @@ class Rootfs:
                 high = middle
         return None
 
-    def _is_directory(self, ino: int) -> bool:
-        place = self._find(ino)
-        return place is not None and self._message.kind_at(*place) is Kind.DIR
-
     def _hidden(self, ino: int) -> bool:
         place = self._find(ino)
         return place is None or self._message.kind_at(*place) is Kind.WHT
@@ -250,26 +291,48 @@ class Rootfs:
                 entries.setdefault(entry.name, entry)
 
     def _look_at_all(self) -> Survey:
-        names: Counter[int] = Counter()
         inodes = blocks = 0
-        has_xattrs = has_opaque = False
+        attributed: set[int] = set()
+        opaque: set[int] = set()
+        directories: set[int] = set()
+        links: dict[int, Sequence[int]] = {}
+        rows = [_Rows() for _ in range(self._message.layers)]
         for layer in range(self._message.layers):
+            add = rows[layer].add
             for found in self._message.scan(layer):
+                ino = found.ino
+                add(ino)
                 inodes += 1
-                if found.size and found.size <= FILE_MAX:
-                    blocks += -(-found.size // BLOCK_SIZE)
-                if found.links:
-                    names.update(found.links)
-                has_xattrs = has_xattrs or found.has_xattrs
-                has_opaque = has_opaque or (found.opaque and found.ino != ROOT_INO)
+                if found.kind is Kind.FILE:
+                    if found.size <= FILE_MAX:
+                        blocks += -(-found.size // BLOCK_SIZE)
+                elif found.kind is Kind.DIR:
+                    directories.add(ino)
+                    if found.links:
+                        links[ino] = found.links
+                    if found.opaque and ino != ROOT_INO:
+                        opaque.add(ino)
+                if found.has_xattrs:
+                    attributed.add(ino)
         if self._message.layers > 1:
-            names, inodes, blocks = self._resolved()
-        return Survey(inodes, blocks, has_xattrs, has_opaque, {ino: count for ino, count in names.items() if count > 1})
-
-    def _resolved(self) -> tuple[Counter[int], int, int]:
-        """Names, inodes and blocks of several layers, of which the newer ones hide parts of the older ones."""
+            inodes, blocks, directories, links = self._resolved()
         names: Counter[int] = Counter()
+        subdirectories = {}
+        for ino, numbers in links.items():
+            names.update(numbers)
+            below = sum(map(directories.__contains__, numbers))
+            if below:
+                subdirectories[ino] = below
+        several = {ino: count for ino, count in names.items() if count > 1}
+        if all(each.ascending for each in rows):
+            self._rows = rows
+        return Survey(inodes, blocks, frozenset(attributed), frozenset(opaque), several, subdirectories)
+
+    def _resolved(self) -> tuple[int, int, set[int], dict[int, Sequence[int]]]:
+        """Inodes, blocks, directories and what those name, of several layers, of which newer ones hide parts of older ones."""
         inodes = blocks = 0
+        directories: set[int] = set()
+        links: dict[int, Sequence[int]] = {}
         # An entry takes more than a word, unless directories share their lists, which could make this quadratic.
         left = self._message.words
         for ino in self.numbers():
@@ -278,9 +341,12 @@ class Rootfs:
                 inode = self.inode(ino)
             except (CorruptError, NotFoundError):
                 continue
-            blocks += -(-inode.size // BLOCK_SIZE) if inode.kind is Kind.FILE else 0
-            left -= len(inode.entries)
-            if left < 0:
-                raise CorruptError("rootfs metadata: its directories have more entries than inodes could account for")
-            names.update(entry.ino for entry in inode.entries)
-        return names, inodes, blocks
+            if inode.kind is Kind.FILE:
+                blocks += -(-inode.size // BLOCK_SIZE)
+            elif inode.kind is Kind.DIR:
+                left -= len(inode.entries)
+                if left < 0:
+                    raise CorruptError("rootfs metadata: its directories have more entries than inodes could account for")
+                directories.add(ino)
+                links[ino] = [entry.ino for entry in inode.entries]
+        return inodes, blocks, directories, links

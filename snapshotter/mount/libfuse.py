@@ -162,7 +162,7 @@ def _entry(attributes: Attributes) -> pyfuse3.EntryAttributes:
     entry.st_blocks = attributes.blocks
     entry.st_blksize = BLOCK_SIZE
     entry.st_rdev = attributes.rdev
-    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.mtime_ns
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.mtime * 1_000_000_000 + attributes.mtime_nsec
     return entry
 
 

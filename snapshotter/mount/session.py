@@ -11,13 +11,13 @@ FORGET means nothing here, and a new server can take a mount over in the middle 
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.errors import CorruptError, NotFoundError, PuzzlefsError, UnsupportedError
 from snapshotter.format.model import ROOT_INO
-from snapshotter.format.rootfs import BLOCK_SIZE
 from snapshotter.mount import wire
 from snapshotter.mount.errnos import errno_of
 from snapshotter.mount.tree import Tree, read_pieces
@@ -28,6 +28,7 @@ Buffers = Sequence[bytes | memoryview]
 
 _COOKIE_DOT = 1
 _COOKIE_DOTDOT = 2
+_DIRECTORY = 0o040000
 
 
 class ReadJob(NamedTuple):
@@ -137,7 +138,7 @@ class Session:
     def statfs(self, job: StatfsJob) -> Buffers:
         """The answer to a STATFS. Never raises."""
         try:
-            payload = wire.pack_statfs_out(*self.tree.statfs(), BLOCK_SIZE)
+            payload = wire.pack_statfs_out(*self.tree.statfs())
         except Exception as error:
             self._on_failure(Failure(ROOT_INO, 0, 0, error))
             return [wire.pack_header(job.unique, 0, errno_of(error))]
@@ -154,9 +155,6 @@ class Session:
             raise
         return wire.pack_init(self.negotiated)
 
-    def _attr(self, ino: int) -> bytes:
-        return wire.pack_attr(*self.tree.attributes(ino), BLOCK_SIZE)
-
     def _lookup(self, request: Request) -> bytes:
         name = wire.parse_lookup(request)
         if len(name) > wire.NAME_MAX:
@@ -165,49 +163,53 @@ class Session:
         if ino is None:
             return wire.NEGATIVE_ENTRY
         try:
-            return wire.pack_entry_out(ino, self._attr(ino))
+            return wire.pack_entry_out(self.tree.attributes(ino))
         except NotFoundError as error:  # ENOENT would deny the name that readdir shows
             raise CorruptError(f"a directory entry leads to a missing inode: {error}") from error
 
     def _getattr(self, request: Request) -> bytes:
-        return wire.pack_attr_out(self._attr(request.nodeid))
+        return wire.pack_attr_out(self.tree.attributes(request.nodeid))
 
     def _readlink(self, request: Request) -> bytes:
         return self.tree.readlink(request.nodeid)
 
     def _readdir(self, request: Request) -> bytes:
         offset, size = wire.parse_read(request)
-        return wire.pack_dirents(self._records(request.nodeid, offset, plus=False), size)
+        return wire.join_records(self._records(request.nodeid, offset, plus=False), size)
 
     def _readdirplus(self, request: Request) -> bytes:
         offset, size = wire.parse_read(request)
-        return wire.pack_dirents(self._records(request.nodeid, offset, plus=True), size)
+        return wire.join_records(self._records(request.nodeid, offset, plus=True), size)
 
-    def _records(self, ino: int, offset: int, *, plus: bool) -> Iterator[tuple[bytes, int, int, int, bytes]]:
-        entries = self.tree.entries(ino)
+    def _records(self, ino: int, offset: int, *, plus: bool) -> Iterator[bytes]:
+        tree = self.tree
+        entries = tree.entries(ino)
         # An entry for . or .. carries no node: the kernel ignores it there (fuse_direntplus_link).
         blank = wire.NO_ENTRY if plus else b""
         if offset < _COOKIE_DOT:
-            yield blank, ino, _COOKIE_DOT, 0o040000, b"."
+            yield blank + wire.pack_dirent(ino, _DIRECTORY, _COOKIE_DOT, b".")
         if offset < _COOKIE_DOTDOT:
-            yield blank, ino if ino == ROOT_INO else wire.UNKNOWN_INO, _COOKIE_DOTDOT, 0o040000, b".."
-        for index in range(max(offset - _COOKIE_DOTDOT, 0), len(entries)):
-            entry = entries[index]
-            cookie = index + _COOKIE_DOTDOT + 1
+            parent = ino if ino == ROOT_INO else wire.UNKNOWN_INO
+            yield blank + wire.pack_dirent(parent, _DIRECTORY, _COOKIE_DOTDOT, b"..")
+        cookie = max(offset, _COOKIE_DOTDOT)
+        for entry in itertools.islice(entries, cookie - _COOKIE_DOTDOT, None):
+            cookie += 1
             try:
-                attributes = self.tree.entry_attributes(entry)
+                attributes = tree.entry_attributes(entry)
             except (CorruptError, NotFoundError):
                 # The name is listed, and who asks for it gets the error. (glibc leaves entries with number 0 out.)
-                yield blank, entry.ino or wire.UNKNOWN_INO, cookie, 0, entry.name
+                yield blank + wire.pack_dirent(entry.ino or wire.UNKNOWN_INO, 0, cookie, entry.name)
                 continue
-            prefix = wire.pack_entry_out(entry.ino, wire.pack_attr(*attributes, BLOCK_SIZE)) if plus else b""
-            yield prefix, entry.ino, cookie, attributes.mode, entry.name
+            if plus:
+                yield wire.pack_direntplus(attributes, cookie, entry.name)
+            else:
+                yield wire.pack_dirent(entry.ino, attributes.mode, cookie, entry.name)
 
     def _getxattr(self, request: Request) -> bytes:
         # Never ENOSYS, which the kernel would remember: getxattr(2) would fail with EOPNOTSUPP, but containerd's differ takes
         # only ENODATA for "no capabilities" (continuity, fs/diff_unix.go): no container on such a layer could be committed.
         size, name = wire.parse_getxattr(request)
-        if not self.tree.answers_xattrs:
+        if not self.tree.may_have_xattrs(request.nodeid):
             raise _ErrnoError(errno.ENODATA)
         value = self.tree.xattrs(request.nodeid).get(name)
         if value is None:

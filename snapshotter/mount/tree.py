@@ -62,7 +62,7 @@ _entry_name = attrgetter("name")
 
 
 class Attributes(NamedTuple):
-    """What lstat(2) shows. `mode` has the type bits, `blocks` counts 512 bytes, the three times are `mtime_ns`."""
+    """What lstat(2) shows. `mode` has the type bits, `blocks` counts 512 bytes, all times are `mtime` and `mtime_nsec`."""
 
     ino: int
     mode: int
@@ -72,7 +72,8 @@ class Attributes(NamedTuple):
     size: int
     blocks: int
     rdev: int
-    mtime_ns: int
+    mtime: int
+    mtime_nsec: int
 
 
 class Piece(NamedTuple):
@@ -91,13 +92,12 @@ class TreeStats(NamedTuple):
 
 
 class _Node:
-    """A decoded inode, and what is computed of it when first needed: where its chunks end, how many directories are in it."""
+    """A decoded inode, and, computed when first needed, where its chunks end."""
 
-    __slots__ = ("_ends", "inode", "subdirectories")
+    __slots__ = ("_ends", "inode")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
-        self.subdirectories: int | None = None
         self._ends: array[int] | None = None
 
     @property
@@ -109,15 +109,6 @@ class _Node:
         if self._ends is None:
             self._ends = array("Q", itertools.accumulate(chunk.length for chunk in self.inode.chunks))
         return self._ends
-
-    @property
-    def size(self) -> int:
-        inode = self.inode
-        if inode.kind is Kind.FILE:
-            return self.ends[-1] if inode.chunks else 0
-        if inode.kind is Kind.DIR:
-            return DIRECTORY_SIZE
-        return len(inode.target) if inode.target is not None else 0
 
 
 NodeCache = WeightedCache[tuple[int, int], _Node]
@@ -171,27 +162,22 @@ class Tree:
 
     def attributes(self, ino: int) -> Attributes:
         """What lstat(2) shows of inode `ino`."""
-        node = self._node(ino)
-        inode = node.inode
-        kind = inode.kind
-        size = node.size
-        if kind is Kind.DIR:
-            if node.subdirectories is None:
-                node.subdirectories = sum(1 for entry in inode.entries if self._is_directory(entry.ino))
-            nlink = 2 + node.subdirectories
+        kind, permissions, uid, gid, mtime, nsec, size, device = self._rootfs.stat(ino)
+        survey = self._rootfs.survey()
+        nlink = survey.names.get(ino, 1)
+        blocks = rdev = 0
+        if kind is Kind.FILE:
+            blocks = (size + 511) // 512
+        elif kind is Kind.DIR:
+            if nlink > 1 and ino != ROOT_INO:
+                raise CorruptError(f"inode {ino} is a directory with {nlink} names")
+            nlink = 2 + survey.subdirectories.get(ino, 0)
+            size, blocks = DIRECTORY_SIZE, DIRECTORY_SIZE // 512
+        elif kind is Kind.CHR or kind is Kind.BLK:
+            rdev = os.makedev(*device)
         else:
-            nlink = self._rootfs.name_count(ino)
-        return Attributes(
-            ino,
-            _TYPES[kind] | inode.permissions,
-            nlink,
-            inode.uid,
-            inode.gid,
-            size,
-            (size + 511) // 512 if kind is Kind.FILE or kind is Kind.DIR else 0,
-            os.makedev(*inode.device) if kind is Kind.CHR or kind is Kind.BLK else 0,
-            inode.mtime * 1_000_000_000 + inode.mtime_nsec,
-        )
+            self._check_kind(ino, kind)
+        return Attributes(ino, _TYPES[kind] | permissions, nlink, uid, gid, size, blocks, rdev, mtime, nsec)
 
     def entry_attributes(self, entry: DirEntry) -> Attributes:
         """The attributes of what a directory's entry leads to, with the checks of `lookup`."""
@@ -205,7 +191,9 @@ class Tree:
         return target
 
     def xattrs(self, ino: int) -> Mapping[bytes, bytes]:
-        """The extended attributes of inode `ino`, by full name."""
+        """The extended attributes of inode `ino`, by full name; of an inode that does not exist, none."""
+        if not self.may_have_xattrs(ino):
+            return {}
         inode = self._node(ino).inode
         values = {xattr.key: xattr.value for xattr in inode.xattrs}
         if len(values) != len(inode.xattrs):
@@ -217,16 +205,15 @@ class Tree:
             values[OPAQUE] = b"y"
         return values
 
+    def may_have_xattrs(self, ino: int) -> bool:
+        """False where `xattrs` is empty, known without reading the inode: nearly always."""
+        survey = self._rootfs.survey()
+        return ino in survey.attributed or (self._as_layer and ino in survey.opaque)
+
     @property
     def has_acls(self) -> bool:
         """Whether there may be POSIX ACLs for the kernel to enforce: whether the image has any extended attribute."""
         return self._rootfs.has_xattrs()
-
-    @property
-    def answers_xattrs(self) -> bool:
-        """Whether any inode shows an extended attribute. If not, nobody needs to ask."""
-        survey = self._rootfs.survey()
-        return survey.has_xattrs or (self._as_layer and survey.has_opaque)
 
     def statfs(self) -> TreeStats:
         """How large the tree is. Found once, by a walk over all inodes."""
@@ -279,10 +266,7 @@ class Tree:
 
     def _decode(self, ino: int) -> _Node:
         inode = self._rootfs.inode(ino)
-        if inode.kind is Kind.UNKNOWN:
-            raise CorruptError(f"inode {ino} has no type")
-        if inode.kind is Kind.WHT and not self._as_layer:
-            raise NotFoundError(f"inode {ino} is a whiteout")
+        self._check_kind(ino, inode.kind)
         if inode.kind is Kind.DIR:
             if ino != ROOT_INO and self._rootfs.name_count(ino) > 1:
                 raise CorruptError(f"inode {ino} is a directory with {self._rootfs.name_count(ino)} names")
@@ -290,6 +274,12 @@ class Tree:
                 visible = [entry for entry in inode.entries if not self._is_whiteout(entry.ino)]
                 return _Node(replace(inode, entries=visible))
         return _Node(inode)
+
+    def _check_kind(self, ino: int, kind: Kind) -> None:
+        if kind is Kind.UNKNOWN:
+            raise CorruptError(f"inode {ino} has no type")
+        if kind is Kind.WHT and not self._as_layer:
+            raise NotFoundError(f"inode {ino} is a whiteout")
 
     def _child(self, ino: int) -> int:
         if ino in (0, ROOT_INO):

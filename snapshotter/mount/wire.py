@@ -33,7 +33,13 @@ FOREVER = 100 * 365 * 86400
 """Validity of what never changes, in seconds; the kernel turns it into jiffies without overflow."""
 UNKNOWN_INO = 0xFFFFFFFF
 """The inode number that libfuse, too, shows for ``..``."""
-DIRENT_TYPES = {0o010000: 1, 0o020000: 2, 0o040000: 4, 0o060000: 6, 0o100000: 8, 0o120000: 10, 0o140000: 12}
+BLOCK_SIZE = 4096
+"""``st_blksize``, and the unit of statfs(2), in bytes."""
+_PADDING = [bytes(-length % 8) for length in range(8)]
+
+Attr = tuple[int, int, int, int, int, int, int, int, int, int]
+"""ino, mode with type bits, nlink, uid, gid, size, blocks of 512 bytes, rdev, and seconds (may be negative) and nanoseconds of
+all three times."""
 
 UNIQUE_RESEND = 1 << 63
 """Set in the unique of a request that is handed out again (Linux 6.9)."""
@@ -153,10 +159,13 @@ NEEDED = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT
 
 IN_HEADER = struct.Struct("<IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
 OUT_HEADER = struct.Struct("<IiQ")  # len error unique
-ATTR = struct.Struct("<QQQqqqIIIIIIIIII")
-ENTRY = struct.Struct("<QQQQII")  # nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec
-_ATTR_OUT = struct.Struct("<QII")
-_DIRENT = struct.Struct("<QQII")  # ino off namelen type
+_ATTR = "QQQqqqIIIIIIIIII"  # ino size blocks atime mtime ctime their-nsec mode nlink uid gid rdev blksize flags
+_ENTRY = "QQQQII"  # nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec
+_DIRENT_HEAD = "QQII"  # ino off namelen type
+_ATTR_OUT = struct.Struct("<QII" + _ATTR)
+_ENTRY_OUT = struct.Struct("<" + _ENTRY + _ATTR)
+_DIRENT = struct.Struct("<" + _DIRENT_HEAD)
+_DIRENTPLUS = struct.Struct("<" + _ENTRY + _ATTR + _DIRENT_HEAD)
 _INIT_IN = struct.Struct("<IIII")  # major minor max_readahead flags
 _INIT_IN_EXT = struct.Struct("<I")  # flags2
 _INIT_OUT = struct.Struct("<IIIIHHIIHHI28x")
@@ -168,9 +177,9 @@ _INTERRUPT_IN = struct.Struct("<Q")
 MAX_BACKGROUND = 64
 """Reads ahead that the kernel keeps in flight for one mount."""
 
-NEGATIVE_ENTRY = ENTRY.pack(0, 0, FOREVER, FOREVER, 0, 0) + bytes(ATTR.size)
+NEGATIVE_ENTRY = _ENTRY_OUT.pack(0, 0, FOREVER, FOREVER, *[0] * 18)
 """The answer to LOOKUP for a name that does not exist and never will: node id 0 with a validity."""
-NO_ENTRY = bytes(ENTRY.size + ATTR.size)
+NO_ENTRY = bytes(_ENTRY_OUT.size)
 """The first part of a READDIRPLUS record that gives a name and no inode; the kernel looks it up if it is used."""
 
 
@@ -337,28 +346,26 @@ def pack_resend() -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0)
 
 
-def pack_attr(
-    ino: int, mode: int, nlink: int, uid: int, gid: int, size: int, blocks: int, rdev: int, mtime_ns: int, block_size: int
-) -> bytes:
-    """``fuse_attr``: `mode` with type bits, `blocks` of 512 bytes, `mtime_ns` (may be negative) as all three times."""
-    seconds, nsec = divmod(mtime_ns, 1_000_000_000)
-    times = (seconds, seconds, seconds, nsec, nsec, nsec)
-    return ATTR.pack(ino, size, blocks, *times, mode, min(nlink, 0xFFFFFFFF), uid, gid, rdev, block_size, 0)
+def pack_attr_out(attr: Attr) -> bytes:
+    """``fuse_attr_out``: valid for good."""
+    ino, mode, nlink, uid, gid, size, blocks, rdev, sec, nsec = attr
+    return _ATTR_OUT.pack(
+        FOREVER, 0, 0, ino, size, blocks, sec, sec, sec, nsec, nsec, nsec, mode, nlink, uid, gid, rdev, BLOCK_SIZE, 0
+    )
 
 
-def pack_attr_out(attr: bytes) -> bytes:
-    """``fuse_attr_out`` around a packed ``fuse_attr``."""
-    return _ATTR_OUT.pack(FOREVER, 0, 0) + attr
-
-
-def pack_entry_out(ino: int, attr: bytes) -> bytes:
+def pack_entry_out(attr: Attr) -> bytes:
     """``fuse_entry_out``: node id is the inode number, generation 0, both valid for good."""
-    return ENTRY.pack(ino, 0, FOREVER, FOREVER, 0, 0) + attr
+    ino, mode, nlink, uid, gid, size, blocks, rdev, sec, nsec = attr
+    return _ENTRY_OUT.pack(
+        ino, 0, FOREVER, FOREVER, 0, 0,
+        ino, size, blocks, sec, sec, sec, nsec, nsec, nsec, mode, nlink, uid, gid, rdev, BLOCK_SIZE, 0,
+    )  # fmt: skip
 
 
-def pack_statfs_out(blocks: int, inodes: int, block_size: int) -> bytes:
-    """``fuse_statfs_out`` of a file system that is full, as a read-only one is."""
-    return _STATFS_OUT.pack(blocks, 0, 0, inodes, 0, block_size, NAME_MAX, block_size, 0)
+def pack_statfs_out(blocks: int, inodes: int) -> bytes:
+    """``fuse_statfs_out`` of a file system that is full, as a read-only one is; `blocks` of `BLOCK_SIZE`."""
+    return _STATFS_OUT.pack(blocks, 0, 0, inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE, 0)
 
 
 def pack_xattr_size(size: int) -> bytes:
@@ -366,20 +373,29 @@ def pack_xattr_size(size: int) -> bytes:
     return _GETXATTR.pack(size, 0)
 
 
-def pack_dirents(records: Iterable[tuple[bytes, int, int, int, bytes]], size: int) -> bytes:
-    """As many directory records as `size` bytes take.
+def pack_direntplus(attr: Attr, cookie: int, name: bytes) -> bytes:
+    """A record of READDIRPLUS: ``fuse_entry_out``, ``fuse_dirent``, name. `cookie` is where to go on after it."""
+    ino, mode, nlink, uid, gid, size, blocks, rdev, sec, nsec = attr
+    length = len(name)
+    return _DIRENTPLUS.pack(
+        ino, 0, FOREVER, FOREVER, 0, 0,
+        ino, size, blocks, sec, sec, sec, nsec, nsec, nsec, mode, nlink, uid, gid, rdev, BLOCK_SIZE, 0,
+        ino, cookie, length, mode >> 12 & 15,
+    ) + name + _PADDING[length & 7]  # fmt: skip
 
-    Each of `records` is (prefix, ino, cookie, mode, name): the prefix is empty for READDIR, a packed entry (or `NO_ENTRY`) for
-    READDIRPLUS; the cookie is where to go on after this record; of the mode the type bits count.
-    """
-    out = bytearray()
-    for prefix, ino, cookie, mode, name in records:
-        unpadded = len(prefix) + _DIRENT.size + len(name)
-        padding = -unpadded % 8
-        if len(out) + unpadded + padding > size:
+
+def pack_dirent(ino: int, mode: int, cookie: int, name: bytes) -> bytes:
+    """A record of READDIR; of `mode` the type bits count, 0 for a type that is not known."""
+    length = len(name)
+    return _DIRENT.pack(ino, cookie, length, mode >> 12 & 15) + name + _PADDING[length & 7]
+
+
+def join_records(records: Iterable[bytes], size: int) -> bytes:
+    """As many directory records as `size` bytes take."""
+    taken = []
+    for record in records:
+        size -= len(record)
+        if size < 0:
             break
-        out += prefix
-        out += _DIRENT.pack(ino, cookie, len(name), DIRENT_TYPES.get(mode & 0o170000, 0))
-        out += name
-        out += bytes(padding)
-    return bytes(out)
+        taken.append(record)
+    return b"".join(taken)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tests.support import tools
 from tests.support.images import Image
@@ -56,7 +57,12 @@ def image() -> Image:
 
 def compressed_size(layout: Path) -> int:
     """Bytes of the image's compressed layers."""
-    return sum(layer["size"] for layer in _manifest(layout)["layers"])
+    return sum(int(layer["size"]) for layer in _manifest(layout)["layers"])
+
+
+def layers(layout: Path) -> list[Path]:
+    """The files of the image's layers, gzip-compressed archives, the lowest first."""
+    return [_blob(layout, str(layer["digest"])) for layer in _manifest(layout)["layers"]]
 
 
 def _build(work: Path) -> None:
@@ -117,7 +123,7 @@ def apt_proxies() -> list[str]:
     return [line for line in dump.splitlines() if re.match(r'Acquire::https?::Proxy "', line)]
 
 
-def _manifest(layout: Path) -> dict[str, list[dict[str, int]]]:
+def _manifest(layout: Path) -> dict[str, list[dict[str, Any]]]:
     described = json.loads((layout / "index.json").read_text())["manifests"][0]
     return json.loads(_blob(layout, described["digest"]).read_text())  # type: ignore[no-any-return]
 

@@ -195,14 +195,17 @@ def test_directories_that_share_a_list_cannot_make_counting_quadratic() -> None:
     assert honest.link_count(1001) == 301
 
 
+@pytest.mark.parametrize("surveyed", [False, True])
 @pytest.mark.parametrize("gaps", [1, 3, 50])
-def test_inodes_are_found_in_spite_of_gaps(gaps: int) -> None:
+def test_inodes_are_found_in_spite_of_gaps(gaps: int, surveyed: bool) -> None:
     numbers = [1, *range(1 + gaps, 2000, gaps)]
     rootfs = opened(*(Inode(n, Kind.DIR if n == 1 else Kind.FIFO, uid=n) for n in numbers))
+    if surveyed:
+        assert rootfs.survey().inodes == len(numbers)
     present = set(numbers)
     for number in range(1, 2100):
         if number in present:
-            assert rootfs.inode(number).uid == number
+            assert rootfs.inode(number).uid == rootfs.stat(number).uid == number
         else:
             with pytest.raises(NotFoundError):
                 rootfs.inode(number)
@@ -251,10 +254,11 @@ def test_one_survey_answers_what_only_all_inodes_can_tell() -> None:
     chunk = FileChunk(sha256(b"x"), 0, 4097)
     root = Inode(1, Kind.DIR, entries=[DirEntry(2, b"a"), DirEntry(2, b"b"), DirEntry(3, b"c")])
     file = Inode(2, Kind.FILE, chunks=[chunk, chunk])
-    assert opened(root, file, Inode(3, Kind.FIFO)).survey() == Survey(3, 3, False, False, {2: 2})
-    assert opened(root, file, Inode(3, Kind.DIR)).survey().has_opaque
-    assert not opened(root, file, Inode(3, Kind.DIR, look_below=True)).survey().has_opaque
-    assert opened(root, file, Inode(3, Kind.FIFO, xattrs=[Xattr(b"user.a", b"")])).survey().has_xattrs
+    assert opened(root, file, Inode(3, Kind.FIFO)).survey() == Survey(3, 3, frozenset(), frozenset(), {2: 2}, {})
+    assert opened(root, file, Inode(3, Kind.DIR)).survey().opaque == {3}
+    below = opened(root, file, Inode(3, Kind.DIR, look_below=True)).survey()
+    assert (below.opaque, below.subdirectories) == (frozenset(), {1: 1})
+    assert opened(root, file, Inode(3, Kind.FIFO, xattrs=[Xattr(b"user.a", b"")])).survey().attributed == {3}
 
 
 def test_a_survey_of_several_layers_counts_what_can_be_seen() -> None:
@@ -265,4 +269,4 @@ def test_a_survey_of_several_layers_counts_what_can_be_seen() -> None:
         Inode(3, Kind.FILE, chunks=[chunk]),
     ]
     above = [Inode(1, Kind.DIR, entries=[DirEntry(2, b"gone")], look_below=True), Inode(2, Kind.WHT)]
-    assert Rootfs.open(encode(RootfsContent([above, below]))).survey() == Survey(2, 1, False, False, {3: 2})
+    assert Rootfs.open(encode(RootfsContent([above, below]))).survey() == Survey(2, 1, frozenset(), frozenset(), {3: 2}, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 import struct
 
 import pytest
@@ -22,16 +23,23 @@ def request(opcode: int, body: bytes = b"", *, nodeid: int = 1, unique: int = 2,
     return memoryview(header + body + extensions)
 
 
+FILE = (9, 0o100644, 1, 2, 3, 513, 2, 4, 1_700_000_000, 5)
+"""The attributes of some file."""
+
+
 def parsed(opcode: int, body: bytes) -> wire.Request:
     return wire.parse_request(request(opcode, body))
 
 
 def test_sizes_are_the_kernels() -> None:
-    assert (wire.IN_HEADER.size, wire.OUT_HEADER.size, wire.ATTR.size, wire.ENTRY.size) == (40, 16, 88, 40)
+    assert (wire.IN_HEADER.size, wire.OUT_HEADER.size) == (40, 16)
     assert len(wire.NEGATIVE_ENTRY) == len(wire.NO_ENTRY) == 128
     assert len(wire.pack_init(wire.Negotiated(31, 0, 0))) == 64
-    assert len(wire.pack_statfs_out(1, 1, 4096)) == 80
-    assert len(wire.pack_attr_out(bytes(88))) == 104
+    assert len(wire.pack_statfs_out(1, 1)) == 80
+    assert len(wire.pack_attr_out(FILE)) == 104
+    assert len(wire.pack_entry_out(FILE)) == 128
+    assert len(wire.pack_direntplus(FILE, 1, b"name")) == 128 + 24 + 8
+    assert len(wire.pack_dirent(1, 0o100644, 1, b"longname")) == 24 + 8
 
 
 def test_extensions_are_cut_off() -> None:
@@ -121,33 +129,45 @@ def test_replies() -> None:
     assert init == (7, 41, 1 << 20, 1 << 22, 64, 48, 4096, 1, 256, 0, 1 << 7)
 
 
-@pytest.mark.parametrize("mtime_ns", [0, 1, -1, 1_700_000_000_123_456_789, -(2**63) * 10**9, (2**63 - 1) * 10**9 + 999_999_999])
-def test_times_before_1970_and_far_away(mtime_ns: int) -> None:
-    attr = wire.ATTR.unpack(wire.pack_attr(9, 0o100644, 1, 2, 3, 513, 2, 4, mtime_ns, 4096))
-    assert attr[:3] == (9, 513, 2)
-    assert [seconds * 10**9 + nsec for seconds, nsec in zip(attr[3:6], attr[6:9], strict=True)] == [mtime_ns] * 3
-    assert all(0 <= nsec < 10**9 for nsec in attr[6:9])
-    assert attr[9:] == (0o100644, 1, 2, 3, 4, 4096, 0)
+@pytest.mark.parametrize("seconds", [0, 1, -1, 1_700_000_000, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("nsec", [0, 999_999_999])
+def test_every_answer_with_attributes_has_them_alike(seconds: int, nsec: int) -> None:
+    attr = (9, 0o100644, 1, 2, 3, 513, 2, 4, seconds, nsec)
+    expected = struct.pack("<QQQqqqIIIIIIIIII", 9, 513, 2, *[seconds] * 3, *[nsec] * 3, 0o100644, 1, 2, 3, 4, 4096, 0)
+    entry = struct.pack("<QQQQII", 9, 0, wire.FOREVER, wire.FOREVER, 0, 0) + expected
+    assert wire.pack_attr_out(attr) == struct.pack("<QII", wire.FOREVER, 0, 0) + expected
+    assert wire.pack_entry_out(attr) == entry
+    assert wire.pack_direntplus(attr, 7, b"abc") == entry + struct.pack("<QQII", 9, 7, 3, 8) + b"abc" + bytes(5)
 
 
-@given(
-    st.lists(st.binary(min_size=1, max_size=255), max_size=30),
-    st.sampled_from([b"", wire.NO_ENTRY]),
-    st.integers(0, 5000),
-)
-def test_directory_records_come_back_whole_and_in_order(names: list[bytes], prefix: bytes, size: int) -> None:
-    records = [(prefix, index + 10, index + 1, 0o100644, name) for index, name in enumerate(names)]
-    packed = wire.pack_dirents(records, size)
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [(stat.S_IFIFO, 1), (stat.S_IFCHR, 2), (stat.S_IFDIR, 4), (stat.S_IFBLK, 6), (stat.S_IFREG, 8), (stat.S_IFLNK, 10),
+     (stat.S_IFSOCK, 12), (0, 0)],
+)  # fmt: skip
+def test_directory_records_have_the_types_of_getdents(mode: int, kind: int) -> None:
+    assert struct.unpack_from("<QQII", wire.pack_dirent(5, mode | 0o7777, 6, b"n")) == (5, 6, 1, kind)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=255), max_size=30), st.booleans(), st.integers(0, 5000))
+def test_directory_records_come_back_whole_and_in_order(names: list[bytes], plus: bool, size: int) -> None:
+    prefix = 128 if plus else 0
+    records = [
+        wire.pack_direntplus((index + 10, *FILE[1:]), index + 1, name)
+        if plus
+        else wire.pack_dirent(index + 10, 0o100644, index + 1, name)
+        for index, name in enumerate(names)
+    ]
+    packed = wire.join_records(records, size)
     assert len(packed) <= size
     found = []
     at = 0
     while at < len(packed):
-        ino, cookie, length, kind = struct.unpack_from("<QQII", packed, at + len(prefix))
-        start = at + len(prefix) + 24
-        found.append((prefix, ino, cookie, 0o100644, packed[start : start + length]))
-        assert kind == 8
-        at += -(-(len(prefix) + 24 + length) // 8) * 8
+        ino, cookie, length, kind = struct.unpack_from("<QQII", packed, at + prefix)
+        start = at + prefix + 24
+        found.append((ino, cookie, kind, packed[start : start + length]))
+        at += -(-(prefix + 24 + length) // 8) * 8
     assert at == len(packed)
-    assert found == records[: len(found)]
+    assert found == [(index + 10, index + 1, 8, name) for index, name in enumerate(names[: len(found)])]
     if len(found) < len(records):
-        assert len(packed) + len(prefix) + 24 + len(names[len(found)]) + 7 >= size
+        assert len(packed) + len(records[len(found)]) > size

@@ -1,0 +1,1 @@
+"""What `bench.mount` compares: the tree, and the ways to mount it."""
