@@ -15,6 +15,7 @@ from snapshotter.daemon import worker_main
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.mount import mounting
+from snapshotter.mount.connection import Connection
 from snapshotter.mount.workerclient import WorkerClient
 from snapshotter.mount.workerproto import AddMount, Event, Ready
 from tests.support.processes import CommandError, Service, run
@@ -52,18 +53,21 @@ def worker(work: Workload, point: Path, *, mounts: int = 1) -> Iterator[Mounted]
     More `mounts` of the same tree lie beside `point`, numbered from 1.
     """
     events: Queue[Event] = Queue()
-    client = WorkerClient.start(worker_main.command(Config(root=work.cache_root), None), events.put)
+    sockets = point.with_suffix(".sockets")
+    sockets.mkdir(mode=0o700)
+    client = WorkerClient.start(worker_main.command(Config(root=work.cache_root), None), sockets, events.put)
     with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, sockets)
         stack.callback(client.stop)
         for number in range(mounts):
             where = point if number == 0 else point.with_name(f"{point.name}{number}")
             where.mkdir()
             stack.callback(where.rmdir)
-            fd = mounting.open_fuse()
-            with open(fd, "rb", buffering=0):
-                mounting.mount(fd, where, "bench")
-                stack.callback(mounting.unmount, where)
-                client.add(AddMount(str(where), str(work.metadata), "bench", store=_NOWHERE.to_json()), fd)
+            connection = Connection.open({"mount": "bench"})
+            stack.callback(connection.close)
+            mounting.mount(connection.fuse, where, "bench")
+            stack.callback(mounting.unmount, where)
+            client.add(AddMount(str(where), str(work.metadata), "bench", store=_NOWHERE.to_json()), connection)
             event = events.get(timeout=30)
             if not isinstance(event, Ready) or event.refused:
                 raise CommandError(f"the mount worker answered {event}")
