@@ -2,7 +2,8 @@
 
 For a mount worker, from the reader of a file inwards::
 
-    recent → cache → single-flight → retry → fallback( verify(packs(source 1)), verify(packs(source 2)), … )
+    read noted → recent → cache → fetch noted → single-flight → retry
+        → fallback( verify(packs(source 1)), verify(packs(source 2)), … )
 
 * What was used last comes from memory, before any system call; then the cache: a hit waits for no other thread.
 * Single-flight stands before everything that may take long, retries included, and puts what it got into the cache itself,
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from snapshotter.chunkstore.base import BlobReader, ChunkStore
 from snapshotter.chunkstore.blobs import BlobStore
@@ -30,6 +32,7 @@ from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.packs import PackStore
 from snapshotter.chunkstore.planner import Limits
 from snapshotter.chunkstore.pool import FetchPool
+from snapshotter.chunkstore.reads import Observed, Reads
 from snapshotter.chunkstore.recent import RecentChunks, RecentStore
 from snapshotter.chunkstore.retry import Retry, RetryPolicy
 from snapshotter.chunkstore.singleflight import Flights, SingleFlight
@@ -56,6 +59,7 @@ class Node:
         limits: Limits | None = None,
     ) -> None:
         self.stats = Stats()
+        self.reads = Reads()
         self.cache = ChunkCache(root, stats=self.stats, max_bytes=cache_max_bytes)
         self.indexes = IndexStore(root)
         self.pool = FetchPool()
@@ -64,8 +68,8 @@ class Node:
         self._limits = limits
         self._read_timeout = read_timeout
 
-    def chain(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader]) -> ChunkStore:
-        """The chunks of a layer that lie in `packs`, which `sources` are asked for in their order.
+    def chain(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader], layer: str = "") -> ChunkStore:
+        """The chunks of a layer that lie in `packs`, which `sources` are asked for in their order; `layer` names it in reports.
 
         Nothing is read here: an index is opened when a chunk is first looked for. Sources are not closed with the chain.
         """
@@ -88,11 +92,17 @@ class Node:
         ]
         retried = Retry(Fallback(fetched), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8))
         single = SingleFlight(retried, stats=self.stats, flights=self._flights, local=self.cache, timeout=self._read_timeout)
-        return RecentStore(self._recent, CachedStore(self.cache, single))
+        fetched_once = Observed(single, self.reads, "fetch", layer)
+        return Observed(RecentStore(self._recent, CachedStore(self.cache, fetched_once)), self.reads, "read", layer)
 
     def fetch_indexes(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader]) -> None:
         """Bring the indexes of `packs` to this node at once, several at a time (see `indexes.IndexStore.fetch`)."""
         self.indexes.fetch(packs, sources, self.pool.now)
+
+    def report(self) -> dict[str, Any]:
+        """What this process has done and does, as JSON values: ``counts`` by name and source, ``reads`` (`Reads.report`)."""
+        counts = {what.value: by_source for what, by_source in self.stats.snapshot().items() if by_source}
+        return {"counts": counts, "reads": self.reads.report()}
 
     def close(self) -> None:
         """End the threads, after what they have begun, and write what the cache has queued. Calling it again does nothing."""

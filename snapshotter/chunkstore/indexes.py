@@ -85,6 +85,10 @@ class IndexStore:
         """Whether the index is on this node."""
         return self.file(place).exists()
 
+    def local(self, place: PackPlace) -> PackIndex | None:
+        """The index at `place` if it is on this node."""
+        return self._load(place)
+
     def map(self, place: PackPlace, readers: Sequence[BlobReader]) -> PackMap:
         """The pack at `place`, its index to be opened when first needed."""
         return PackMap(place.pack, lambda: self.open(place, readers))

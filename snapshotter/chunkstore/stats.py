@@ -26,17 +26,27 @@ class Count(enum.StrEnum):
     EVICTED_BYTES = "evicted_bytes"
 
 
+SOURCES_MAX = 64
+"""Sources that are counted apart; what further ones do is counted under `OTHER`. A hostile image may name many."""
+
+OTHER = "other"
+
+
 class Stats:
     """Counters, safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: _Counter[tuple[Count, str]] = _Counter()
+        self._sources: set[str] = set()
 
     def add(self, what: Count, amount: int = 1, source: str = "") -> None:
         """Count `amount` more of `what`."""
         if amount:
             with self._lock:
+                if source not in self._sources:
+                    source = source if len(self._sources) < SOURCES_MAX else OTHER
+                    self._sources.add(source)
                 self._counts[what, source] += amount
 
     def total(self, what: Count) -> int:

@@ -21,8 +21,12 @@ import grpc
 from snapshotter.api import diff_pb2_grpc, snapshots_pb2_grpc
 from snapshotter.chunkstore.chain import Node
 from snapshotter.daemon import worker_main
+from snapshotter.daemon.activity import Activity
+from snapshotter.daemon.addresses import socket_path
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.layers import Layers
+from snapshotter.daemon.status import RecentErrors, Status
+from snapshotter.daemon.statusserver import StatusServer
 from snapshotter.daemon.supervisor import Supervisor
 from snapshotter.errors import FailedPreconditionError, InvalidError
 from snapshotter.registry.hosts import RegistryConfig
@@ -54,6 +58,9 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
     _check_address(config.address)
     prepare_root(config.root)
     with contextlib.ExitStack() as stack:
+        errors = RecentErrors()
+        logging.getLogger("snapshotter").addHandler(errors)
+        stack.callback(logging.getLogger("snapshotter").removeHandler, errors)
         registries = stack.enter_context(Registries(lambda host: config.registries.get(host, RegistryConfig())))
         node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout)
         stack.callback(node.close)
@@ -69,6 +76,9 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
                 "%d mounts of an earlier daemon taken off; containers on them are served by its workers until they end", stale
             )
         supervisor.start()
+        activity = Activity(supervisor.workers, node.report)
+        stack.callback(activity.close)
+        activity.start()
         recovery = snapshotter.recover()
         for diff_id, error in recovery.failed.items():
             _log.error("layer %s is not mounted: %s", diff_id.hex(), error)
@@ -80,6 +90,15 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         diff_pb2_grpc.add_DiffServicer_to_server(DiffService(snapshotter), server)
         _listen(server, config.address)
         stack.callback(config.address.unlink, missing_ok=True)
+        status = Status(
+            node,
+            layers,
+            activity,
+            failed=snapshotter.failed_layers,
+            max_bytes=config.cache_max_bytes,
+            errors=errors,
+        )
+        stack.callback(StatusServer(socket_path(config.address), config.metrics_address, status.take).close)
         server.start()
         stack.callback(lambda: server.stop(STOP_GRACE).wait())
         yield
@@ -87,7 +106,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
 
 def _check_address(address: Path) -> None:
     """Refuse what cannot be a socket's path, before anything is started; a file that is there and is none is left alone."""
-    if len(os.fsencode(address)) > SOCKET_PATH_MAX:
+    if len(os.fsencode(socket_path(address))) > SOCKET_PATH_MAX:
         raise InvalidError(f"{address}: a socket's path has at most {SOCKET_PATH_MAX} bytes; choose a shorter address")
     if address.exists() and not address.is_socket():
         raise FailedPreconditionError(f"{address} is there and is no socket: choose another address")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snapshotter.daemon.addresses import loopback
 from snapshotter.errors import InvalidError, NotFoundError
 from snapshotter.registry.credentials import Credentials
 from snapshotter.registry.hosts import RegistryConfig
@@ -30,7 +31,8 @@ class Config:
 
     `root`: all state, chunks and mounts. `address`: the Unix socket of the snapshots service. `cache_max_bytes`: cap of the
     chunk cache, None for none. `read_timeout`: seconds after which a container's read that waits for the network fails with
-    EIO. `mount_workers`: processes that serve mounts. `registries`: settings by registry host, as references name it.
+    EIO. `metrics_address`: a loopback ``HOST:PORT`` where metrics can be had besides the status socket, None for none.
+    `mount_workers`: processes that serve mounts. `registries`: settings by registry host, as references name it.
     """
 
     root: Path = Path("/var/lib/puzzlefs")
@@ -38,6 +40,7 @@ class Config:
     log_level: str = "info"
     cache_max_bytes: int | None = None
     read_timeout: float = 60.0
+    metrics_address: str | None = None
     mount_workers: int = field(default_factory=lambda: min(MOUNT_WORKERS_MAX, os.cpu_count() or 1))
     registries: Mapping[str, RegistryConfig] = field(default_factory=dict)
 
@@ -74,9 +77,15 @@ def parse(data: Mapping[str, Any]) -> Config:
         "log_level": _log_level,
         "cache.max_size": _size,
         "fetch.read_timeout": _seconds,
+        "metrics.address": _loopback,
         "mount.workers": _workers,
     }
-    names = {"cache.max_size": "cache_max_bytes", "fetch.read_timeout": "read_timeout", "mount.workers": "mount_workers"}
+    names = {
+        "cache.max_size": "cache_max_bytes",
+        "fetch.read_timeout": "read_timeout",
+        "metrics.address": "metrics_address",
+        "mount.workers": "mount_workers",
+    }
     registries = data.get("registry", {})
     flat = {key: value for key, value in data.items() if not isinstance(value, dict)}
     for section, table in data.items():
@@ -150,6 +159,15 @@ def _size(key: str, value: Any) -> int | None:
     if isinstance(value, bool) or match is None:
         raise InvalidError(f'{key} must be a size such as "20GiB" (0: no limit), not {value!r}')
     return int(match[1]) * _UNITS[match[2]] or None
+
+
+def _loopback(key: str, value: Any) -> str:
+    text = _text(key, value)
+    try:
+        loopback(text)
+    except InvalidError as error:
+        raise InvalidError(f"{key}: {error}") from None
+    return text
 
 
 def _seconds(key: str, value: Any) -> float:

@@ -170,6 +170,26 @@ class Layers:
         finally:
             rootfs.close()
 
+    def mounted(self) -> Mapping[Digest, LayerSource]:
+        """The layers that are mounted now, and where their chunks are from."""
+        return dict(self._mounted)
+
+    def chunks(self, diff_id: Digest) -> Sequence[Digest]:
+        """Every chunk of a layer that is on this node, in the order of its metadata.
+
+        Raises:
+            NotFoundError: it is not here.
+            CorruptError: its metadata is no layer's.
+        """
+        try:
+            rootfs = Rootfs.open(self._metadata(diff_id).read_bytes())
+        except FileNotFoundError:
+            raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
+        try:
+            return [pair.digest for pair in rootfs.verities()]
+        finally:
+            rootfs.close()
+
     def close(self) -> None:
         """Unmount everything; what is on disk stays for the next start."""
         for diff_id in list(self._mounted):
@@ -231,14 +251,15 @@ class Layers:
 
 
 def _source(layer: MetadataLayer, image: str | None) -> LayerSource:
-    return LayerSource(layer.packs, tuple(dict.fromkeys(ref for ref in (image, layer.source) if ref is not None)))
+    images = tuple(dict.fromkeys(ref for ref in (image, layer.source) if ref is not None))
+    return LayerSource(layer.packs, images, to_text(layer.diff_id))
 
 
 def _merged(sources: Sequence[LayerSource]) -> LayerSource:
     """All that `sources` name, the first ones first; no more than a hostile client may make a worker ask."""
     packs = dict.fromkeys(pack for source in sources for pack in source.packs)
     images = dict.fromkeys(image for source in sources for image in source.images)
-    return LayerSource(tuple(packs)[:MERGED_PACKS_MAX], tuple(images)[:MERGED_IMAGES_MAX])
+    return LayerSource(tuple(packs)[:MERGED_PACKS_MAX], tuple(images)[:MERGED_IMAGES_MAX], sources[0].layer)
 
 
 def _first(stores: Sequence[RegistryStore], read: Callable[[RegistryStore], bytes]) -> bytes:

@@ -20,16 +20,21 @@ from snapshotter.registry.registries import Registries
 
 @dataclass(frozen=True, slots=True)
 class LayerSource:
-    """The packs that hold a layer's chunks, and the image references whose repositories have the packs, best first."""
+    """The packs that hold a layer's chunks, and the image references whose repositories have the packs, best first.
+
+    `layer` is the diff ID as text, by which reports name it.
+    """
 
     packs: tuple[PackPlace, ...]
     images: tuple[str, ...]
+    layer: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for a worker."""
         return {
             "packs": [[to_text(place.pack), place.index_offset, place.index_length] for place in self.packs],
             "images": list(self.images),
+            "layer": self.layer,
         }
 
     @classmethod
@@ -41,7 +46,7 @@ class LayerSource:
         """
         try:
             packs = tuple(PackPlace(from_text(text), int(offset), int(length)) for text, offset, length in value["packs"])
-            return cls(packs, tuple(str(image) for image in value["images"]))
+            return cls(packs, tuple(str(image) for image in value["images"]), str(value.get("layer", "")))
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidError(f"not the source of a layer: {error!r}") from None
 

@@ -15,10 +15,10 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.errors import NotFoundError, PuzzlefsError, UnavailableError, UnsupportedError
@@ -53,6 +53,19 @@ class Kernel(Protocol):
     def unmount(self, mountpoint: Path) -> None:
         """Take the topmost mount off."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A worker as it is now: its place, its process, its mounts, early deaths in a row, seconds since its start, and what it
+    reports of itself (None: it does not answer)."""
+
+    number: int
+    pid: int
+    mounts: tuple[str, ...]
+    deaths: int
+    seconds: float
+    report: Mapping[str, Any] | None
 
 
 @dataclass
@@ -137,6 +150,21 @@ class Supervisor:
                     except PuzzlefsError as error:
                         # Its worker has just died: the next one is told with the mount.
                         _log.warning("%s: its worker could not be told of a new source yet: %s", served.add.name, error)
+
+    def workers(self) -> list[WorkerState]:
+        """The workers that run now, each asked what it does."""
+        states = []
+        for slot in self._slots:
+            with slot.lock:
+                client, mounts = slot.client, tuple(slot.mounts)
+            if client is None:
+                continue
+            try:
+                report = client.stats()
+            except PuzzlefsError:
+                report = None
+            states.append(WorkerState(slot.number, client.pid, mounts, slot.deaths, time.monotonic() - slot.started, report))
+        return states
 
     def clear(self, directory: Path) -> int:
         """Take off what an earlier daemon mounted below `directory`; how many mounts that were."""

@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def make_store(described: Mapping[str, Any]) -> ChunkStore:
         source = LayerSource.from_json(described)
-        return node.chain(source.packs, source.open(registries))
+        return node.chain(source.packs, source.open(registries), source.layer)
 
     try:
-        return worker.main(make_store, arguments)
+        return worker.main(make_store, arguments, node.report)
     finally:
         node.close()
         registries.close()

@@ -41,6 +41,10 @@ MakeStore = Callable[[Mapping[str, Any]], ChunkStore]
 
 BEAT_TIMEOUT = 3.0
 """Seconds in which the event loop must come round, for a worker to call itself alive."""
+
+Report = Callable[[], Mapping[str, Any]]
+"""What the chunk stores of this process have done and are doing, as JSON values."""
+
 SWITCH_INTERVAL = 0.0005
 """How long a thread may hold the interpreter while another waits, in seconds: the default of 5 ms is what a reader would
 wait for while the event loop is busy."""
@@ -93,11 +97,13 @@ class _Layer:
 class Worker:
     """Serves the mounts that daemons add over connections to `listener`, with chunks from stores that `make_store` makes."""
 
-    def __init__(self, listener: socket.socket, make_store: MakeStore, identity: str = "") -> None:
-        """`identity` is told to daemons, which compare it with what they would start now."""
+    def __init__(self, listener: socket.socket, make_store: MakeStore, identity: str = "", report: Report = dict) -> None:
+        """`identity` is told to daemons, which compare it with what they would start now. `report` adds what the factory of
+        stores has to tell to the answer to ``stats``."""
         self._listener = listener
         self._make_store = make_store
         self._identity = identity
+        self._report = report
         self._control: socket.socket | None = None
         self._cache = new_cache()
         self._layers: dict[str, _Layer] = {}
@@ -192,7 +198,7 @@ class Worker:
             case "ping":
                 return {"alive": self._server.comes_round(BEAT_TIMEOUT)}
             case "stats":
-                return {"mounts": self._server.names(), "cached": self._cache.weight}
+                return {**self._report(), "mounts": self._server.names(), "cached": self._cache.weight}
             case "stop":
                 self._stopped = True
                 return {}
@@ -272,7 +278,7 @@ class Worker:
                 messages.send(self._control, message, fds)
 
 
-def main(make_store: MakeStore, arguments: Sequence[str] | None = None) -> int:
+def main(make_store: MakeStore, arguments: Sequence[str] | None = None, report: Report = dict) -> int:
     """Run a worker; the body of an entry module. Returns the exit status."""
     parser = argparse.ArgumentParser(description="PuzzleFS mount worker; started by puzzlefs-snapshotter, not by hand")
     parser.add_argument("--socket-fd", type=int, required=True, help="descriptor of the socket to listen on")
@@ -282,5 +288,5 @@ def main(make_store: MakeStore, arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_INTERVAL)
     with socket.socket(fileno=options.socket_fd) as listener:
-        Worker(listener, make_store, options.identity).run()
+        Worker(listener, make_store, options.identity, report).run()
     return 0

@@ -39,6 +39,11 @@ class LazyChains:
         self._lent: Counter[Digest] = Counter()  # changed under the layer's lock
         self._failed: dict[Digest, PuzzlefsError] = {}
 
+    @property
+    def failed(self) -> Mapping[Digest, PuzzlefsError]:
+        """The recorded layers that are not mounted now, and why."""
+        return dict(self._failed)
+
     def prepare(self, key: str, parent: str, labels: Mapping[str, str], layer: MetadataLayer | PackLayer) -> Row:
         """The committed snapshot of `layer` on `parent`, which is there afterwards, whoever asked for it first.
 

@@ -96,6 +96,10 @@ class Snapshotter:
         self._broken = frozenset(missing)
         return Recovery(self._chains.restore(), broken)
 
+    def failed_layers(self) -> Mapping[Digest, PuzzlefsError]:
+        """The layers that containers may need and that could not be mounted, and why."""
+        return self._chains.failed
+
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> tuple[Mount, ...]:
         """A new active snapshot on `parent`, and its mounts.
 

@@ -109,7 +109,7 @@ def test_a_mounted_layer_that_another_image_has_too_is_looked_for_there_first(
     layers.ensure(replace(layer(), packs=(one,)), f"{registry.host}/app:1", "default")
     layers.ensure(replace(layer(), packs=(two,)), f"{registry.host}/app:2", "default")
     (_, _, source) = mounts.mounted[to_text(sha256(MESSAGE))]
-    assert source == LayerSource((two, one), (f"{registry.host}/app:2", f"{registry.host}/app:1"))
+    assert source == LayerSource((two, one), (f"{registry.host}/app:2", f"{registry.host}/app:1"), to_text(sha256(MESSAGE)))
 
 
 @pytest.mark.parametrize(

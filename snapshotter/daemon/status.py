@@ -1,0 +1,232 @@
+"""What the daemon is doing now, gathered when somebody asks: for ``puzzlefs status`` and for metrics."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from snapshotter import __version__
+from snapshotter.chunkstore.chain import Node
+from snapshotter.chunkstore.coverage import Coverage, cover
+from snapshotter.chunkstore.reads import KINDS
+from snapshotter.daemon.activity import Activity, Totals
+from snapshotter.daemon.sources import LayerSource
+from snapshotter.daemon.supervisor import WorkerState
+from snapshotter.errors import PuzzlefsError
+from snapshotter.format.digest import Digest, to_text
+
+STATUS_VERSION = 1
+"""Of `Overview.to_json`; grows when a reader of today would be misled."""
+
+FRESH = 5.0
+"""Seconds for which coverage and the cache's size are believed: 4,600 chunks take 30 ms to look up."""
+
+ERRORS_KEPT = 50
+_TEXT_MAX = 2000
+
+
+class LayersView(Protocol):
+    """What `status` needs of `layers.Layers`."""
+
+    def mounted(self) -> Mapping[Digest, LayerSource]:
+        """The mounted layers and where their chunks are from."""
+        ...
+
+    def chunks(self, diff_id: Digest) -> Sequence[Digest]:
+        """The chunks of one."""
+        ...
+
+    def mountpoint(self, diff_id: Digest) -> Path:
+        """Where it is mounted."""
+        ...
+
+
+class RecentErrors(logging.Handler):
+    """Keeps the last `ERRORS_KEPT` warnings and errors that were logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._kept: deque[dict[str, str]] = deque(maxlen=ERRORS_KEPT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        self._kept.append({"time": when, "level": record.levelname.lower(), "message": record.getMessage()[:_TEXT_MAX]})
+
+    def list(self) -> list[dict[str, str]]:
+        """Those kept, the oldest first: ``time`` (ISO 8601, UTC), ``level``, ``message``."""
+        return list(self._kept)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """The chunk cache: directory, bytes in use, cap (None: none), bytes free on its file system, cached chunks."""
+
+    path: Path
+    used: int
+    chunks: int
+    max_bytes: int | None
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The daemon at one moment. `layers` maps diff IDs to coverage, `sources` to where they are from."""
+
+    started: float
+    workers: Sequence[WorkerState]
+    totals: Totals
+    layers: Mapping[str, Coverage]
+    sources: Mapping[str, LayerSource]
+    mountpoints: Mapping[str, str]
+    failed: Mapping[str, str]
+    cache: CacheState
+    background: Mapping[str, Any]
+    errors: Sequence[Mapping[str, str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; see `docs/status.md`."""
+        place = {mount: state.number for state in self.workers for mount in state.mounts}
+        waiting = [
+            {**read, "worker": state.number}
+            for state in self.workers
+            for read in (state.report or {}).get("reads", {}).get("waiting", ())
+        ]
+        layers = {
+            layer: {
+                **coverage.to_json(),
+                "images": list(self.sources[layer].images),
+                "mountpoint": self.mountpoints[layer],
+                "worker": place.get(self.mountpoints[layer]),
+            }
+            for layer, coverage in self.layers.items()
+        }
+        return {
+            "version": STATUS_VERSION,
+            "program": __version__,
+            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+            "images": self._images(),
+            "layers": layers,
+            "failed": dict(self.failed),
+            "workers": [
+                {
+                    "number": state.number,
+                    "pid": state.pid,
+                    "mounts": len(state.mounts),
+                    "deaths": state.deaths,
+                    "seconds": round(state.seconds, 1),
+                    "answers": state.report is not None,
+                }
+                for state in self.workers
+            ],
+            "reads": {
+                kind: {
+                    "in_flight": self.totals.in_flight[kind],
+                    "hung": self.totals.hung[kind],
+                    "failed": self.totals.failed[kind],
+                    "done": sum(self.totals.latency[kind]),
+                    "seconds": round(self.totals.seconds[kind], 3),
+                }
+                for kind in KINDS
+            },
+            "fetching": waiting,
+            "background": dict(self.background),
+            "cache": {
+                "path": str(self.cache.path),
+                "used": self.cache.used,
+                "chunks": self.cache.chunks,
+                "max": self.cache.max_bytes,
+                "free": self.cache.free,
+            },
+            "counters": {what.value: counted for what, counted in sorted(self.totals.counts.items())},
+            "errors": list(self.errors),
+        }
+
+    def _images(self) -> dict[str, Any]:
+        """By the name under which an image is known: its layers and their coverage together."""
+        images: dict[str, list[str]] = {}
+        for layer, source in self.sources.items():
+            for image in source.images:
+                images.setdefault(image, []).append(layer)
+        return {
+            image: {"layers": layers, **sum((self.layers[layer] for layer in layers), Coverage()).to_json()}
+            for image, layers in images.items()
+        }
+
+
+class Status:
+    """Gathers an `Overview`. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        node: Node,
+        layers: LayersView,
+        activity: Activity,
+        *,
+        failed: Callable[[], Mapping[Digest, PuzzlefsError]],
+        max_bytes: int | None,
+        errors: RecentErrors,
+        background: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        """`failed` are the layers that cannot be mounted, and why; `background` says what is being fetched unasked."""
+        self._node = node
+        self._layers = layers
+        self._activity = activity
+        self._failed = failed
+        self._max_bytes = max_bytes
+        self._errors = errors
+        self._background = background
+        self._started = time.time()
+        self._lock = threading.Lock()
+        self._known: tuple[float, dict[str, Coverage], CacheState] | None = None
+
+    def take(self) -> Overview:
+        """The daemon as it is now; coverage and the cache's size may be `FRESH` seconds old."""
+        workers, totals = self._activity.take()
+        mounted = self._layers.mounted()
+        coverage, cache = self._measure(mounted)
+        sources = {to_text(diff_id): source for diff_id, source in mounted.items() if to_text(diff_id) in coverage}
+        mountpoints = {to_text(diff_id): str(self._layers.mountpoint(diff_id)) for diff_id in mounted}
+        return Overview(
+            started=self._started,
+            workers=workers,
+            totals=totals,
+            layers={layer: coverage[layer] for layer in sources},
+            sources=sources,
+            mountpoints=mountpoints,
+            failed={to_text(diff_id): str(error) for diff_id, error in self._failed().items()},
+            cache=cache,
+            background=self._background(),
+            errors=self._errors.list(),
+        )
+
+    def _measure(self, mounted: Mapping[Digest, LayerSource]) -> tuple[dict[str, Coverage], CacheState]:
+        with self._lock:
+            names = {to_text(diff_id) for diff_id in mounted}
+            now = time.monotonic()
+            if self._known is not None and now - self._known[0] < FRESH and names <= self._known[1].keys():
+                return self._known[1], self._known[2]
+            coverage = {}
+            for diff_id, source in mounted.items():
+                try:
+                    coverage[to_text(diff_id)] = self._cover(diff_id, source)
+                except (PuzzlefsError, OSError):
+                    continue  # it is being removed
+            directory = self._node.cache.directory
+            used, chunks = directory.usage()
+            existing = next(path for path in (directory.path, *directory.path.parents) if path.exists())
+            cache = CacheState(directory.path, used, chunks, self._max_bytes, shutil.disk_usage(existing).free)
+            self._known = (now, coverage, cache)
+            return coverage, cache
+
+    def _cover(self, diff_id: Digest, source: LayerSource) -> Coverage:
+        indexes = [index for place in source.packs if (index := self._node.indexes.local(place)) is not None]
+        return cover(self._layers.chunks(diff_id), indexes, self._node.cache.directory.size)

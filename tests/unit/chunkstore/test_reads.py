@@ -1,0 +1,82 @@
+"""What is noted of reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from snapshotter.chunkstore.base import ChunkMissingError, ChunkRef
+from snapshotter.chunkstore.reads import BUCKETS, HUNG_AFTER, Observed, Reads
+from snapshotter.format.digest import sha256, to_text
+from tests.support.chunks import StubStore, refs, some_chunks
+
+CHUNKS = some_chunks(3)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_read_is_counted_in_the_bucket_of_its_latency() -> None:
+    clock = Clock()
+    reads = Reads(clock)
+    number = reads.begin("read", "layer", sha256(CHUNKS[0]))
+    clock.now += 0.02
+    reads.end("read", number, failed=False)
+    report = reads.report()["read"]
+    assert report["counts"][BUCKETS.index(0.025)] == 1
+    assert sum(report["counts"]) == 1
+    assert report["seconds"] == pytest.approx(0.02)
+
+
+def test_a_read_longer_than_every_bucket_is_counted_behind_the_last() -> None:
+    clock = Clock()
+    reads = Reads(clock)
+    number = reads.begin("fetch", "layer", sha256(CHUNKS[0]))
+    clock.now += BUCKETS[-1] + 1
+    reads.end("fetch", number, failed=True)
+    report = reads.report()["fetch"]
+    assert report["counts"][-1] == 1
+    assert report["failed"] == 1
+
+
+def test_a_read_that_waits_too_long_is_hung_and_named() -> None:
+    clock = Clock()
+    reads = Reads(clock)
+    number = reads.begin("fetch", "sha256:aa", sha256(CHUNKS[0]))
+    clock.now += HUNG_AFTER
+    assert reads.report()["fetch"]["hung"] == 0
+    clock.now += 1
+    report = reads.report()
+    assert report["fetch"]["hung"] == report["fetch"]["in_flight"] == 1
+    assert report["waiting"] == [{"layer": "sha256:aa", "chunk": to_text(sha256(CHUNKS[0])), "seconds": HUNG_AFTER + 1}]
+    reads.end("fetch", number, failed=False)
+    report = reads.report()
+    assert report["waiting"] == []
+    assert report["fetch"]["hung"] == report["fetch"]["in_flight"] == 0
+
+
+def test_the_report_names_a_bounded_number_of_waiting_reads() -> None:
+    reads = Reads()
+    for number in range(1000):
+        reads.begin("fetch", f"layer {number}", sha256(CHUNKS[0]))
+    report = reads.report()
+    assert report["fetch"]["in_flight"] == 1000
+    assert len(report["waiting"]) < 100
+    assert report["waiting"][0]["layer"] == "layer 0"
+
+
+def test_a_read_that_fails_is_over() -> None:
+    reads = Reads()
+    store = Observed(StubStore(CHUNKS[:1]), reads, "read", "layer")
+    assert store.get(refs(CHUNKS[:1])) == CHUNKS[:1]
+    assert not reads.busy
+    with pytest.raises(ChunkMissingError):
+        store.get([ChunkRef(sha256(b"another"))])
+    report = reads.report()["read"]
+    assert report["in_flight"] == 0
+    assert report["failed"] == 1
+    assert sum(report["counts"]) == 2
