@@ -16,12 +16,15 @@ from snapshotter.errors import PuzzlefsError
 _COMMANDS = {
     "build": "snapshotter.cli.local",
     "convert": "snapshotter.cli.images",
+    "diff": "snapshotter.cli.examine",
     "doctor": "snapshotter.cli.doctor",
     "extract": "snapshotter.cli.local",
+    "inspect": "snapshotter.cli.examine",
     "mount": "snapshotter.cli.local",
     "pull": "snapshotter.cli.node",
     "push": "snapshotter.cli.images",
     "umount": "snapshotter.cli.local",
+    "verify": "snapshotter.cli.examine",
 }
 """Each command and its module, imported when the command is used: all of them together take most of a second."""
 

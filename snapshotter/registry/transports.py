@@ -85,6 +85,24 @@ def parse(text: str) -> Location:
     raise InvalidError(f"not an image location: {text[:200]!r} names no transport (expected {_FORMS})")
 
 
+def parse_any(text: str) -> Location:
+    """What `parse` takes, and without a transport also ``OCI_DIR:TAG`` and ``HOST/REPOSITORY:TAG``.
+
+    It is a registry's where the first part looks like a host (a dot, a port, ``localhost``) and no such directory exists.
+
+    Raises:
+        InvalidError: it is none of these.
+    """
+    head, colon, rest = text.partition(":")
+    if colon and (head in ("docker", "oci", "oci-archive", *_OTHERS) or rest.startswith("//")):
+        return parse(text)
+    host, slash, _ = text.partition("/")
+    is_host = "." in host.strip(".") or ":" in host or host == "localhost"
+    if slash and is_host and not Path(head).is_dir():
+        return DockerLocation(reference.parse(text))
+    return parse_layout(text)
+
+
 def parse_layout(text: str) -> LayoutLocation:
     """The location that ``OCI_DIR:TAG`` is, as upstream's commands take it; ``oci:`` before it does no harm.
 

@@ -207,6 +207,7 @@ def test_we_read_what_upstream_builds(
     tree = golden_tree(case, 0)
     upstream.build(tree, tmp_path / "image", "v", *options)
     expected = timeless(look(os.fsencode(tree)))
+    puzzlefs("verify", f"{tmp_path}/image:v")
     puzzlefs("extract", f"{tmp_path}/image:v", str(tmp_path / "out"))
     assert differences(expected, timeless(look(os.fsencode(tmp_path / "out")))) == []
     (tmp_path / "m").mkdir()
@@ -223,6 +224,7 @@ def test_we_read_upstreams_deltas(golden_tree: Callable[[str, int], Path], tmp_p
     for step in range(3):
         tree = golden_tree("delta", step)
         upstream.build(tree, tmp_path / "image", f"v{step}", *options, *(["-b", f"v{step - 1}"] if step else []))
+        puzzlefs("verify", f"{tmp_path}/image:v{step}")
         puzzlefs("extract", f"{tmp_path}/image:v{step}", str(tmp_path / f"out{step}"))
         found = differences(timeless(look(os.fsencode(tree))), timeless(look(os.fsencode(tmp_path / f"out{step}"))))
         assert [line for line in found if "linked-" not in line.partition(":")[0]] == []

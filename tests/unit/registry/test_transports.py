@@ -10,7 +10,7 @@ from snapshotter.format.digest import sha256, to_text
 from snapshotter.registry.base import Descriptor
 from snapshotter.registry.documents import OCI_MANIFEST, canonical_json, descriptor_to_json
 from snapshotter.registry.registries import Registries
-from snapshotter.registry.transports import Location, open_destination, open_source, parse, parse_layout
+from snapshotter.registry.transports import Location, open_destination, open_source, parse, parse_any, parse_layout
 
 DIGEST = to_text(sha256(b""))
 
@@ -129,3 +129,36 @@ def test_skopeo_reads_what_we_write_and_we_what_it_writes(tmp_path: Path, form: 
         store, reference = open_source(parse(theirs), registries)
         assert to_text(store.manifest(reference)[0].digest) == digest
         store.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("docker://debian:12", "docker://docker.io/library/debian:12"),
+        ("oci:images:v1", "oci:images:v1"),
+        ("oci-archive:x.tar:v1", "oci-archive:x.tar:v1"),
+        ("images:v1", "oci:images:v1"),
+        ("a/b:v1", "oci:a/b:v1"),
+        ("./a.b/c:v1", "oci:a.b/c:v1"),
+        ("../x:v1", "oci:../x:v1"),
+        ("/srv/images:v1", "oci:/srv/images:v1"),
+        ("registry.example/app:1", "docker://registry.example/app:1"),
+        ("localhost/app:1", "docker://localhost/app:1"),
+        ("127.0.0.1:5000/a/b:1", "docker://127.0.0.1:5000/a/b:1"),
+        (f"h.x/a@{DIGEST}", f"docker://h.x/a@{DIGEST}"),
+    ],
+)
+def test_a_location_without_a_transport(text: str, full: str) -> None:
+    assert str(parse_any(text)) == full
+
+
+def test_a_directory_that_looks_like_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "registry.example" / "app").mkdir(parents=True)
+    assert str(parse_any("registry.example/app:1")) == "oci:registry.example/app:1"
+
+
+@pytest.mark.parametrize("text", ["", "debian", "images", "sif:x:1", "ftp://host/image"])
+def test_what_is_no_location_at_all(text: str) -> None:
+    with pytest.raises(InvalidError):
+        parse_any(text)
