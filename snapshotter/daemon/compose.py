@@ -25,12 +25,12 @@ from snapshotter.daemon.activity import Activity
 from snapshotter.daemon.addresses import socket_path
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.layers import Layers
+from snapshotter.daemon.origin import Origins
+from snapshotter.daemon.reach import Reach
 from snapshotter.daemon.status import RecentErrors, Status
 from snapshotter.daemon.statusserver import StatusServer
 from snapshotter.daemon.supervisor import Supervisor
 from snapshotter.errors import FailedPreconditionError, InvalidError
-from snapshotter.registry.hosts import RegistryConfig
-from snapshotter.registry.registries import Registries
 from snapshotter.snapshots.differ import DiffService
 from snapshotter.snapshots.paths import prepare_root
 from snapshotter.snapshots.service import SnapshotsService
@@ -61,12 +61,13 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         errors = RecentErrors()
         logging.getLogger("snapshotter").addHandler(errors)
         stack.callback(logging.getLogger("snapshotter").removeHandler, errors)
-        registries = stack.enter_context(Registries(lambda host: config.registries.get(host, RegistryConfig())))
+        reach = stack.enter_context(Reach(config))
+        origins = Origins(reach.sources.content, reach.hosts.ports)
         node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout)
         stack.callback(node.close)
         supervisor = Supervisor(worker_main.command(config, config_path), config.root / "workers", config.mount_workers)
         stack.callback(supervisor.close)
-        layers = Layers(config.root, registries, supervisor, node.cache.directory, node.fetch_indexes)
+        layers = Layers(config.root, origins, reach.sources, supervisor, node.cache.directory, node.fetch_indexes)
         snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on
         stack.callback(snapshotter.close)
         stack.callback(layers.close)

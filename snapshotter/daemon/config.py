@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snapshotter.daemon import stores
 from snapshotter.daemon.addresses import loopback
+from snapshotter.daemon.settings import absolute, check_keys, flag, seconds, table_of, text, texts, whole
+from snapshotter.daemon.stores import StoreConfig
 from snapshotter.errors import InvalidError, NotFoundError
 from snapshotter.registry.credentials import Credentials
 from snapshotter.registry.hosts import RegistryConfig
+from snapshotter.registry.hoststoml import DEFAULT_DIRECTORY
 
 DEFAULT_PATH = Path("/etc/puzzlefs/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -33,6 +37,8 @@ class Config:
     chunk cache, None for none. `read_timeout`: seconds after which a container's read that waits for the network fails with
     EIO. `metrics_address`: a loopback ``HOST:PORT`` where metrics can be had besides the status socket, None for none.
     `mount_workers`: processes that serve mounts. `registries`: settings by registry host, as references name it.
+    `containerd_address`: containerd's own socket. `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are
+    asked before registries. `allowed_registries`: None for all.
     """
 
     root: Path = Path("/var/lib/puzzlefs")
@@ -43,6 +49,10 @@ class Config:
     metrics_address: str | None = None
     mount_workers: int = field(default_factory=lambda: min(MOUNT_WORKERS_MAX, os.cpu_count() or 1))
     registries: Mapping[str, RegistryConfig] = field(default_factory=dict)
+    containerd_address: Path = Path("/run/containerd/containerd.sock")
+    hosts_directory: Path = DEFAULT_DIRECTORY
+    stores: tuple[StoreConfig, ...] = ()
+    allowed_registries: tuple[str, ...] | None = None
 
 
 def load(path: Path) -> Config:
@@ -72,80 +82,69 @@ def parse(data: Mapping[str, Any]) -> Config:
     """
     values: dict[str, Any] = {}
     readers: dict[str, Callable[[str, Any], Any]] = {
-        "root": _absolute,
-        "address": _absolute,
+        "root": absolute,
+        "address": absolute,
         "log_level": _log_level,
         "cache.max_size": _size,
-        "fetch.read_timeout": _seconds,
+        "fetch.read_timeout": seconds,
         "metrics.address": _loopback,
         "mount.workers": _workers,
+        "containerd.address": absolute,
+        "containerd.config_path": absolute,
+        "policy.allowed_registries": texts,
     }
     names = {
         "cache.max_size": "cache_max_bytes",
         "fetch.read_timeout": "read_timeout",
         "metrics.address": "metrics_address",
         "mount.workers": "mount_workers",
+        "containerd.address": "containerd_address",
+        "containerd.config_path": "hosts_directory",
+        "policy.allowed_registries": "allowed_registries",
     }
     registries = data.get("registry", {})
-    flat = {key: value for key, value in data.items() if not isinstance(value, dict)}
+    flat = {key: value for key, value in data.items() if not isinstance(value, dict) and key != "store"}
     for section, table in data.items():
         if section != "registry" and isinstance(table, dict):
             flat |= {f"{section}.{key}": value for key, value in table.items()}
     for key, value in flat.items():
         if key not in readers:
-            raise InvalidError(f"unknown key {key}; known are {', '.join(sorted(readers))} and [registry.HOST]")
+            raise InvalidError(f"unknown key {key}; known are {', '.join(sorted(readers))}, [[store]] and [registry.HOST]")
         values[names.get(key, key)] = readers[key](key, value)
     if not isinstance(registries, dict):
         raise InvalidError("registry must be a table: [registry.HOST]")
     values["registries"] = {host: _registry(host, table) for host, table in registries.items()}
+    values["stores"] = tuple(stores.parse(data.get("store", [])))
     return Config(**values)
 
 
 def _registry(host: str, table: Any) -> RegistryConfig:
     prefix = f'registry."{host}"'
-    if not isinstance(table, dict):
-        raise InvalidError(f"{prefix} must be a table")
     known: dict[str, Callable[[str, Any], Any]] = {
-        "endpoint": _text,
-        "plain_http": _flag,
-        "ca_file": _text,
-        "client_cert": _text,
-        "client_key": _text,
-        "skip_verify": _flag,
-        "username": _text,
-        "password": _text,
+        "endpoint": text,
+        "plain_http": flag,
+        "ca_file": text,
+        "client_cert": text,
+        "client_key": text,
+        "skip_verify": flag,
+        "username": text,
+        "password": text,
     }
-    read: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in known:
-            raise InvalidError(f"unknown key {prefix}.{key}; known are {', '.join(sorted(known))}")
-        read[key] = known[key](f"{prefix}.{key}", value)
+    read = check_keys(prefix, table_of(prefix, table), known)
     for one, other in (("client_cert", "client_key"), ("username", "password")):
         if (one in read) != (other in read):
             raise InvalidError(f"{prefix}: {one} and {other} go together")
-    certificate = (read["client_cert"], read["client_key"]) if "client_cert" in read else None
-    credentials = Credentials(read["username"], read["password"]) if "username" in read else None
-    plain = {key: read[key] for key in ("endpoint", "plain_http", "ca_file", "skip_verify") if key in read}
-    return RegistryConfig(**plain, client_certificate=certificate, credentials=credentials)
-
-
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise InvalidError(f"{key} must be a string that is not empty")
-    return value
-
-
-def _flag(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidError(f"{key} must be true or false")
-    return value
-
-
-def _absolute(key: str, value: Any) -> Path:
-    path = Path(_text(key, value))
-    if not path.is_absolute():
-        raise InvalidError(f"{key} must be an absolute path, not {value!r}")
-    return path
+    scheme, slashes, rest = read.get("endpoint", "").partition("://")
+    if slashes:
+        if scheme not in ("http", "https") or not rest.strip("/") or "/" in rest.rstrip("/"):
+            raise InvalidError(f"{prefix}.endpoint must be HOST[:PORT], or that behind http:// or https://")
+        read = {"plain_http": scheme == "http", **read, "endpoint": rest.rstrip("/")}
+    return RegistryConfig(
+        ca_files=(read["ca_file"],) if "ca_file" in read else (),
+        client_certificates=((read["client_cert"], read["client_key"]),) if "client_cert" in read else (),
+        credentials=Credentials(read["username"], read["password"]) if "username" in read else None,
+        **{key: read[key] for key in ("endpoint", "plain_http", "skip_verify") if key in read},
+    )
 
 
 def _log_level(key: str, value: Any) -> str:
@@ -162,21 +161,13 @@ def _size(key: str, value: Any) -> int | None:
 
 
 def _loopback(key: str, value: Any) -> str:
-    text = _text(key, value)
+    address = text(key, value)
     try:
-        loopback(text)
+        loopback(address)
     except InvalidError as error:
         raise InvalidError(f"{key}: {error}") from None
-    return text
-
-
-def _seconds(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
-        raise InvalidError(f"{key} must be a number of seconds above 0 and up to 3600, not {value!r}")
-    return float(value)
+    return address
 
 
 def _workers(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
-        raise InvalidError(f"{key} must be a number from 1 to 64, not {value!r}")
-    return value
+    return whole(key, value, 1, 64)

@@ -4,6 +4,7 @@
 
     <root>/layers/<diff ID, hex>/metadata    the uncompressed message, published only when its digest is right
     <root>/layers/<diff ID, hex>/number      names the mountpoint, short and never given out twice
+    <root>/layers/<diff ID, hex>/source      where its chunks are, as far as it was found out: a start asks nobody
     <root>/l/<number>                        the mountpoint
 
 A layer is mounted once, whatever chains, images and namespaces it is in: what it shows depends on its diff ID alone.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import shutil
 import threading
@@ -23,15 +25,15 @@ from typing import Protocol
 
 from snapshotter.chunkstore.base import BlobReader
 from snapshotter.chunkstore.publish import publish
-from snapshotter.daemon.sources import LayerSource
+from snapshotter.daemon.origin import Origins
+from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer, PackPlace
 from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
-from snapshotter.registry.client import RegistryStore
-from snapshotter.registry.registries import Registries
+from snapshotter.registry.base import BlobSource
 from snapshotter.snapshots.model import Usage
 
 METADATA_STORED_MAX = 256 << 20
@@ -72,12 +74,13 @@ class ChunkSizes(Protocol):
 
 
 class Layers:
-    """`snapshots.lazy.LazyLayers` over registries and mounts. Safe for use by many threads."""
+    """`snapshots.lazy.LazyLayers` over sources and mounts. Safe for use by many threads."""
 
     def __init__(
         self,
         root: Path,
-        registries: Registries,
+        origins: Origins,
+        sources: Sources,
         mounts: Mounts,
         cached: ChunkSizes,
         fetch_indexes: Callable[[Sequence[PackPlace], Sequence[BlobReader]], None],
@@ -85,7 +88,8 @@ class Layers:
         """`root` is the snapshotter's; its directories are made."""
         self._metadata_root = root / "layers"
         self._mount_root = root / "l"
-        self._registries = registries
+        self._origins = origins
+        self._sources = sources
         self._mounts = mounts
         self._cached = cached
         self._fetch_indexes = fetch_indexes
@@ -99,7 +103,7 @@ class Layers:
     def ensure(self, layer: MetadataLayer, image: str | None, namespace: str) -> None:
         """See `snapshots.lazy.LazyLayers`."""
         with self._locked(layer.diff_id):
-            source = _source(layer, image)
+            source = self._origins.find(layer, image, namespace)
             if layer.diff_id in self._mounted:
                 self._learn(layer.diff_id, source)
                 return
@@ -125,14 +129,14 @@ class Layers:
         """See `snapshots.lazy.LazyLayers`. Several hints for one layer are tried as one source."""
         hints: dict[Digest, list[LayerSource]] = {}
         for layer, image in layers:
-            hints.setdefault(layer.diff_id, []).append(_source(layer, image))
+            hints.setdefault(layer.diff_id, []).append(_hinted(layer, image))
         failed: dict[Digest, PuzzlefsError] = {}
 
         def mount(diff_id: Digest, sources: Sequence[LayerSource]) -> None:
             with self._locked(diff_id):
                 if not self._metadata(diff_id).exists():
                     raise NotFoundError(f"the metadata of layer {to_text(diff_id)} is gone: remove the image and pull it again")
-                self._mount(diff_id, _merged(sources))
+                self._mount(diff_id, _merged([*self._remembered(diff_id), *sources]))
 
         with ThreadPoolExecutor(RESTORE_THREADS, "restore") as pool:
             waiting: dict[Digest, Future[None]] = {d: pool.submit(mount, d, sources) for d, sources in hints.items()}
@@ -201,20 +205,33 @@ class Layers:
         """A mounted layer was asked for in another way: ask there first, since that is where the image is known to be now."""
         merged = _merged([latest, self._mounted[diff_id]])
         if merged != self._mounted[diff_id]:
+            self._remember(diff_id, merged)
             self._mounts.update(self.mountpoint(diff_id), merged)
             self._mounted[diff_id] = merged
 
     def _fetch(self, layer: MetadataLayer, source: LayerSource) -> None:
         """Bring metadata and pack indexes to this node, at the same time, and publish the metadata if it is right."""
-        stores = source.open(self._registries)
+        stores = self._sources.open(source)
         with ThreadPoolExecutor(1, "indexes") as pool:
             indexes = pool.submit(self._fetch_indexes, layer.packs, stores)
             message = _first(stores, lambda store: _message(store, layer))
             indexes.result()
         publish(self._metadata(layer.diff_id), message)
 
+    def _remember(self, diff_id: Digest, source: LayerSource) -> None:
+        publish(self._directory(diff_id) / "source", json.dumps(source.to_json()).encode())
+
+    def _remembered(self, diff_id: Digest) -> Sequence[LayerSource]:
+        """What `_remember` kept; nothing where the file is not there or not whole: the hints know the most of it too."""
+        try:
+            return [LayerSource.from_json(json.loads((self._directory(diff_id) / "source").read_bytes()))]
+        except (OSError, ValueError, InvalidError):
+            return []
+
     def _mount(self, diff_id: Digest, source: LayerSource) -> None:
         mountpoint = self._reserve(diff_id)
+        if source not in self._remembered(diff_id):
+            self._remember(diff_id, source)
         self._mounts.mount(to_text(diff_id), mountpoint, self._metadata(diff_id), source)
         self._mounted[diff_id] = source
 
@@ -250,7 +267,7 @@ class Layers:
             yield
 
 
-def _source(layer: MetadataLayer, image: str | None) -> LayerSource:
+def _hinted(layer: MetadataLayer, image: str | None) -> LayerSource:
     images = tuple(dict.fromkeys(ref for ref in (image, layer.source) if ref is not None))
     return LayerSource(layer.packs, images, to_text(layer.diff_id))
 
@@ -259,20 +276,35 @@ def _merged(sources: Sequence[LayerSource]) -> LayerSource:
     """All that `sources` name, the first ones first; no more than a hostile client may make a worker ask."""
     packs = dict.fromkeys(pack for source in sources for pack in source.packs)
     images = dict.fromkeys(image for source in sources for image in source.images)
-    return LayerSource(tuple(packs)[:MERGED_PACKS_MAX], tuple(images)[:MERGED_IMAGES_MAX], sources[0].layer)
+    namespaces = dict.fromkeys(namespace for source in sources for namespace in source.namespaces)
+    return LayerSource(
+        tuple(packs)[:MERGED_PACKS_MAX],
+        tuple(images)[:MERGED_IMAGES_MAX],
+        sources[0].layer,
+        tuple(namespaces)[:MERGED_IMAGES_MAX],
+    )
 
 
-def _first(stores: Sequence[RegistryStore], read: Callable[[RegistryStore], bytes]) -> bytes:
-    """What the first store answers that can; the last one's error if none can."""
-    for store in stores[:-1]:
+def _first(stores: Sequence[BlobSource], read: Callable[[BlobSource], bytes]) -> bytes:
+    """What the first store answers that can. If none can, the most hopeful kind of error, with what each store said."""
+    failures: list[tuple[BlobSource, PuzzlefsError]] = []
+    for store in stores:
         try:
             return read(store)
         except PuzzlefsError as error:
-            _log.warning("%s; asking the next source", error)
-    return read(stores[-1])
+            _log.warning("%s: %s", store.name, error)
+            failures.append((store, error))
+    errors = [error for _, error in failures]
+    if len(errors) == 1:
+        raise errors[0]
+    said = "; ".join(f"{store.name}: {error}" for store, error in failures)
+    for category in (UnavailableError, CorruptError, InvalidError):
+        if any(isinstance(error, category) for error in errors):
+            raise category(said)
+    raise NotFoundError(said)
 
 
-def _message(store: RegistryStore, layer: MetadataLayer) -> bytes:
+def _message(store: BlobSource, layer: MetadataLayer) -> bytes:
     """The layer's metadata message from `store`, checked against every digest that the labels name."""
     message = decompress(store.read_blob(layer.metadata, METADATA_STORED_MAX), METADATA_MAX)
     if sha256(message) != layer.diff_id:

@@ -6,16 +6,16 @@ import argparse
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import Node
 from snapshotter.daemon.config import Config, load
+from snapshotter.daemon.reach import Reach
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.mount import worker
-from snapshotter.registry.hosts import RegistryConfig
-from snapshotter.registry.registries import Registries
 
 
 def command(config: Config, config_path: Path | None) -> list[str]:
@@ -44,17 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     config = load(options.config) if options.config is not None else Config()
     node = Node(options.root, cache_max_bytes=options.cache_max_bytes, read_timeout=options.read_timeout)
-    registries = Registries(lambda host: config.registries.get(host, RegistryConfig()))
+    reach = Reach(replace(config, read_timeout=options.read_timeout))
 
     def make_store(described: Mapping[str, Any]) -> ChunkStore:
         source = LayerSource.from_json(described)
-        return node.chain(source.packs, source.open(registries), source.layer)
+        return node.chain(source.packs, reach.sources.open(source), source.layer)
 
     try:
         return worker.main(make_store, arguments, node.report)
     finally:
         node.close()
-        registries.close()
+        reach.close()
 
 
 if __name__ == "__main__":

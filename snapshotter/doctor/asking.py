@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from snapshotter.daemon.config import Config
+from snapshotter.daemon.reach import registry_hosts
 from snapshotter.doctor import registry
 from snapshotter.errors import PuzzlefsError
 from snapshotter.format.annotations import MetadataLayer
@@ -26,7 +27,7 @@ def registry_facts(reference: Reference, config: Config) -> registry.RegistryFac
         credentials = own.credentials is not None or DockerConfig.default().find(reference.host) is not None
     except PuzzlefsError as error:
         credentials_error = str(error)
-    with Registries(lambda host: config.registries.get(host, RegistryConfig())) as hosts:
+    with Registries(registry_hosts(config)) as hosts:
         try:
             store = hosts.open(reference)
             descriptor, data = store.manifest(reference.selector)

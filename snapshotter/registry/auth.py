@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
-from snapshotter.errors import InvalidError
+from snapshotter.errors import InvalidError, PuzzlefsError
 from snapshotter.registry.credentials import Credentials, CredentialSource
 from snapshotter.registry.failures import DeniedError, RegistryUnavailableError
 from snapshotter.registry.transport import Response, Transport
@@ -85,12 +85,14 @@ class Authorizer:
         self._clock = clock
         self._lock = threading.Lock()
         self._grants: dict[str, _Grant] = {}
+        self._renewals = 0
+        self._failure: tuple[str, PuzzlefsError] | None = None
 
     def header(self, scope: str) -> str | None:
         """The header to send at first; None if nothing is known to be needed."""
-        with self._lock:
-            grant = self._grants.get(scope)
-            return grant.header if grant is not None and self._clock() < grant.until else None
+        # Without the lock, which is held while a token server is asked: what does not need a new token need not wait for it.
+        grant = self._grants.get(scope)
+        return grant.header if grant is not None and self._clock() < grant.until else None
 
     def renew(self, response: Response, scope: str, rejected: str | None) -> str:
         """The header to repeat a request with that was answered 401 by `response` when it was sent with `rejected`.
@@ -103,27 +105,53 @@ class Authorizer:
         challenges = {
             challenge.scheme: challenge for challenge in parse_challenges(response.headers.get("WWW-Authenticate", ""))
         }
+        renewals = self._renewals
         with self._lock:
-            # Of many threads with the same stale token the first renews it, and the others take that.
+            # Of many threads with the same stale token the first renews it, and the others take that, or its failure: each
+            # trying for itself, one after the other, a token server that is silent would hold up the last for minutes.
             grant = self._grants.get(scope)
             if grant is not None and grant.header != rejected and self._clock() < grant.until:
                 return grant.header
+            if self._failure is not None and self._renewals != renewals and self._failure[0] == scope:
+                raise self._failure[1]
             self._grants.pop(scope, None)
-            credentials = self._transport.config.credentials or self._source.find(self._transport.host)
-            if "bearer" in challenges:
-                grant = self._token(challenges["bearer"], scope, credentials)
-            elif "basic" in challenges:
-                grant = _Grant(self._basic_header(credentials, rejected), float("inf"))
-            else:
-                raise InvalidError(
-                    f"registry {self._transport.host} asks for an authentication that is neither Basic nor Bearer"
-                    if challenges
-                    else f"registry {self._transport.host} denies access (401) without saying what authentication it wants"
-                )
+            try:
+                grant = self._grant_for(challenges, scope, rejected)
+            except PuzzlefsError as error:
+                self._failure = scope, error
+                raise
+            finally:
+                self._renewals += 1
             if len(self._grants) >= TOKENS_MAX:
                 self._grants.clear()
             self._grants[scope] = grant
             return grant.header
+
+    def _grant_for(self, challenges: Mapping[str, Challenge], scope: str, rejected: str | None) -> _Grant:
+        """What the registry grants to the user as known now; where it refuses, to the user as found without any memory."""
+        host, repository = self._transport.host, _repository(scope)
+        fixed = self._transport.config.credentials
+        credentials = fixed or self._source.find(host, repository)
+        try:
+            return self._ask(challenges, scope, credentials, rejected)
+        except DeniedError:
+            again = fixed or self._source.find(host, repository, again=True)
+            if again == credentials:
+                raise
+            return self._ask(challenges, scope, again, rejected)
+
+    def _ask(
+        self, challenges: Mapping[str, Challenge], scope: str, credentials: Credentials | None, rejected: str | None
+    ) -> _Grant:
+        if "bearer" in challenges:
+            return self._token(challenges["bearer"], scope, credentials)
+        if "basic" in challenges:
+            return _Grant(self._basic_header(credentials, rejected), float("inf"))
+        raise InvalidError(
+            f"registry {self._transport.host} asks for an authentication that is neither Basic nor Bearer"
+            if challenges
+            else f"registry {self._transport.host} denies access (401) without saying what authentication it wants"
+        )
 
     def _basic_header(self, credentials: Credentials | None, rejected: str | None) -> str:
         if credentials is None or not credentials.username:
@@ -195,6 +223,11 @@ class Authorizer:
         life = content.get("expires_in")
         life = float(min(life, TOKEN_LIFE_MAX)) if isinstance(life, int | float) and life > 0 else TOKEN_LIFE
         return _Grant(f"Bearer {token}", self._clock() + life - min(TOKEN_MARGIN, life / 2))
+
+
+def _repository(scope: str) -> str:
+    """The repository that `scope` is about."""
+    return scope.split()[0].split(":")[1] if scope.count(":") >= 2 else ""
 
 
 def basic(credentials: Credentials) -> str:

@@ -74,3 +74,23 @@ class ImageStore(Protocol):
     def close(self) -> None:
         """Finish what is pending (an archive is written here) and give back connections and files."""
         ...
+
+
+class BlobSource(Protocol):
+    """Where the blobs of an image may be read: what lazy layers need of a place. Failures are `ImageStore`'s."""
+
+    @property
+    def name(self) -> str:
+        """For logs and errors, with the host that is asked."""
+        ...
+
+    def read_range(self, digest: Digest, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of a blob from `offset` on, unverified (see `chunkstore.base.BlobReader`)."""
+        ...
+
+    def read_blob(self, digest: Digest, limit: int) -> bytes:
+        """A whole blob whose size nothing has told, checked against its digest.
+
+        Raises as `ImageStore` says; CorruptError also where it is larger than `limit` bytes.
+        """
+        ...

@@ -10,6 +10,7 @@ from urllib.parse import urlencode, urljoin
 
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
 from snapshotter.format.digest import Digest, from_text, sha256, to_text
+from snapshotter.registry import ranges
 from snapshotter.registry.base import MANIFEST_MAX, Descriptor
 from snapshotter.registry.documents import MANIFEST_TYPES, manifest_type
 from snapshotter.registry.failures import RegistryUnavailableError
@@ -18,17 +19,12 @@ from snapshotter.registry.session import RegistrySession
 from snapshotter.registry.transport import Readable, Response
 from snapshotter.registry.verified import Checker, verified
 
-RANGE_SKIP_MAX = 32 << 20
-"""Most bytes that are read and thrown away to reach a range, from a server that answers 200 with the whole blob."""
-
 TAG_PAGES_MAX = 1000
 TAG_PAGE_SIZE = 1000
 
 COMMIT_TIMEOUT = 600.0
 """Seconds that a registry may take to answer an upload: some copy and hash the whole blob before they do."""
 
-_BLOCK = 256 << 10
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
 _NEXT = re.compile(r'<([^<>]*)>\s*;[^,]*\brel="?next"?', re.IGNORECASE)
 
 
@@ -39,7 +35,7 @@ class RegistryStore:
         """`repository` as in references (``library/debian``), already checked by `reference.parse`."""
         self._session = session
         self.repository = repository
-        self._base = f"/v2/{repository}"
+        self._base = f"{session.transport.config.path}/{repository}"
         self._pull = f"repository:{repository}:pull"
         self._push = f"repository:{repository}:pull,push"
 
@@ -86,22 +82,12 @@ class RegistryStore:
         if length == 0:
             return b""
         what = self._blob(digest)
-        headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        headers = ranges.header(offset, length)
         url = self._blob_url(digest)
         with self._session.request(
-            "GET", url, scope=self._pull, what=what, expect=(200, 206, 416), headers=headers
+            "GET", url, scope=self._pull, what=what, expect=ranges.STATUSES, headers=headers
         ) as response:
-            skip = range_start(response, offset, length, what)
-            _skip(response, skip, what)
-            data = bytearray()
-            while len(data) < length:
-                piece = response.read(min(length - len(data), 4 * _BLOCK))
-                if not piece:
-                    raise RegistryUnavailableError(
-                        f"{what}: registry {self._session.host} sent {len(data)} of the {length} bytes from {offset} on"
-                    )
-                data += piece
-        return bytes(data)
+            return ranges.read(response, offset, length, what)
 
     def read_blob(self, digest: Digest, limit: int) -> bytes:
         """A whole blob whose size nothing has told, at most `limit` bytes, checked against its digest.
@@ -277,48 +263,6 @@ class _Body:
             raise checker.error("it is longer than the size in its descriptor")
         checker.update(data)
         return data
-
-
-def range_start(response: Response, offset: int, length: int, what: str) -> int:
-    """How many bytes of the body come before the range of `length` bytes from `offset` on that was asked for.
-
-    Pure in what it decides: from status and headers alone.
-
-    Raises:
-        CorruptError: the blob ends before the range does, or the answer is another range.
-        RegistryUnavailableError: the server does not do ranges, and this one lies too far inside.
-    """
-    status, given = response.status, response.length
-    end = offset + length
-    if status == 416:
-        raise CorruptError(f"{what} ends before byte {end}: the registry has no such range (416)")
-    if status == 200:
-        if given is not None and given < end:
-            raise CorruptError(f"{what} ends before byte {end}: it has {given}")
-        if offset > RANGE_SKIP_MAX:
-            raise RegistryUnavailableError(
-                f"{what}: {response.origin} answers range requests with the whole blob; "
-                f"lazy reading needs a registry (or a proxy before it) that passes Range on",
-                retryable=False,
-            )
-        return offset
-    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-    if match is None:
-        raise CorruptError(f"{what}: {response.origin} answers a range request without saying which range it sends")
-    first, last = int(match[1]), int(match[2])
-    if first != offset or last >= end:
-        raise CorruptError(f"{what}: asked for bytes {offset} to {end - 1}, {response.origin} sends {first} to {last}")
-    if last < end - 1:
-        raise CorruptError(f"{what} ends before byte {end}: the registry sends it only to {last}")
-    return 0
-
-
-def _skip(response: Response, count: int, what: str) -> None:
-    while count > 0:
-        piece = response.read(min(count, _BLOCK))
-        if not piece:
-            raise CorruptError(f"{what} ends before the range that was asked for")
-        count -= len(piece)
 
 
 def _tags(data: bytes, what: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where user names and passwords for registries come from: explicit ones, and docker's ``config.json`` with its helpers.
+"""Where user names and passwords for registries come from: explicit ones, docker's ``config.json`` and podman's, helpers.
 
 A source is asked again whenever a registry answers 401, and reads its files anew each time, so that a changed password needs
 no restart. Secrets are in no representation and no message.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from snapshotter.errors import InvalidError, UnavailableError
+from snapshotter.errors import InvalidError, PuzzlefsError, UnavailableError
 from snapshotter.registry.reference import DEFAULT_HOST
 
 CONFIG_MAX = 1 << 20
@@ -28,6 +28,7 @@ HELPER_TIMEOUT = 30.0
 
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_PODMAN_FILES = ("/run/containers/0/auth.json",)
 _TOKEN_USER = "<token>"  # noqa: S105 (the user name by which docker's helpers mark an identity token)
 
 
@@ -43,8 +44,10 @@ class Credentials:
 class CredentialSource(Protocol):
     """Finds the credentials for a host."""
 
-    def find(self, host: str) -> Credentials | None:
-        """The credentials for `host` (as in references) that are valid now; None for an anonymous user.
+    def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
+        """The credentials for `repository` of `host` (as in references) that are valid now; None for an anonymous user.
+
+        `again`: what was found last has been refused, so nothing that was remembered will do.
 
         Raises:
             InvalidError: the configuration is broken.
@@ -59,25 +62,58 @@ class FixedCredentials:
 
     hosts: Mapping[str, Credentials] = field(default_factory=dict, repr=False)
 
-    def find(self, host: str) -> Credentials | None:
+    def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
         """See `CredentialSource`."""
         return self.hosts.get(host)
 
 
 @dataclass(frozen=True, slots=True)
 class FirstOf:
-    """The first source that knows the host."""
+    """The first source that knows the host. One that fails is passed over if another knows it."""
 
     sources: Sequence[CredentialSource]
 
-    def find(self, host: str) -> Credentials | None:
+    def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
         """See `CredentialSource`."""
-        return next((found for source in self.sources if (found := source.find(host)) is not None), None)
+        failure: PuzzlefsError | None = None
+        for source in self.sources:
+            try:
+                found = source.find(host, repository, again=again)
+            except PuzzlefsError as error:
+                failure = failure or error
+            else:
+                if found is not None:
+                    return found
+        if failure is not None:
+            raise failure
+        return None
+
+
+def login_files(environment: Mapping[str, str] = os.environ) -> CredentialSource:
+    """Where ``docker login`` and ``podman login`` keep what they were told, those of the environment first.
+
+    podman's places are containers-auth.json(5)'s: ``$REGISTRY_AUTH_FILE``, below ``$XDG_RUNTIME_DIR``, root's below /run, and
+    ``~/.config``.
+    """
+    home = environment.get("HOME", "/root")
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    podman = [
+        environment.get("REGISTRY_AUTH_FILE"),
+        os.path.join(runtime, "containers/auth.json") if runtime else None,
+        *(_PODMAN_FILES if os.geteuid() == 0 else ()),
+        os.path.join(environment.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "containers/auth.json"),
+    ]
+    files = [DockerConfig(Path(path)) for path in dict.fromkeys(filter(None, podman))]
+    return FirstOf([DockerConfig.default(environment), *files])
 
 
 @dataclass(frozen=True, slots=True)
 class DockerConfig:
-    """docker's configuration file: ``credHelpers`` for the host, then ``credsStore``, then ``auths``, as docker itself."""
+    """docker's configuration file: ``credHelpers`` for the host, then ``credsStore``, then ``auths``, as docker itself.
+
+    podman's ``auth.json`` is the same, with keys of ``auths`` and ``credHelpers`` that may be a part of a repository
+    (``quay.io/team``), of which the longest counts (containers-auth.json(5)).
+    """
 
     path: Path
 
@@ -87,14 +123,14 @@ class DockerConfig:
         directory = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME", "/root"), ".docker")
         return cls(Path(directory) / "config.json")
 
-    def find(self, host: str) -> Credentials | None:
+    def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
         """See `CredentialSource`. A file that is not there knows nobody."""
         config = self._read()
-        keys = _HUB_KEYS if host == DEFAULT_HOST else (host, f"https://{host}", f"http://{host}")
+        keys = [*_namespaces(host, repository), *_host_keys(host)]
         helpers = _mapping(config.get("credHelpers"))
         helper = next((helpers[key] for key in keys if key in helpers), config.get("credsStore"))
         if helper:
-            found = self._ask(str(helper), keys[0])
+            found = self._ask(str(helper), _host_keys(host)[0])
             if found is not None:
                 return found
         auths = {_bare(key): entry for key, entry in _mapping(config.get("auths")).items()}
@@ -167,6 +203,19 @@ def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
+def _namespaces(host: str, repository: str) -> Sequence[str]:
+    """``host/a/b`` and ``host/a`` for the repository ``a/b``: the longest first."""
+    parts = repository.split("/") if repository else []
+    return ["/".join([host, *parts[:count]]) for count in range(len(parts), 0, -1)]
+
+
+def _host_keys(host: str) -> Sequence[str]:
+    return _HUB_KEYS if host == DEFAULT_HOST else (host, f"https://{host}", f"http://{host}")
+
+
 def _bare(key: str) -> str:
-    """`key` of ``auths`` as a host name: docker has written it with a scheme and a path in its time."""
-    return key.removeprefix("https://").removeprefix("http://").partition("/")[0]
+    """`key` of ``auths`` without what docker has written around the host in its time: a scheme, and its API's path."""
+    bare = key.removeprefix("https://").removeprefix("http://").rstrip("/")
+    for version in ("/v1", "/v2"):
+        bare = bare.removesuffix(version)
+    return bare

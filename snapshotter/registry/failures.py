@@ -7,6 +7,7 @@ import ssl
 
 from urllib3.exceptions import (
     ConnectTimeoutError,
+    EmptyPoolError,
     HTTPError,
     NameResolutionError,
     NewConnectionError,
@@ -40,7 +41,9 @@ def unavailable(error: Exception, where: str) -> RegistryUnavailableError:
     """The failure that `error` of urllib3 or the system is. Its own text is not used: it may hold a URL."""
     cause = _root(error)
     retryable = True
-    if isinstance(error, ProxyError):
+    if isinstance(error, EmptyPoolError):
+        why = "all connections to it have been busy for too long"
+    elif isinstance(error, ProxyError):
         why = "the proxy (HTTPS_PROXY, HTTP_PROXY) cannot be reached or refuses"
     elif isinstance(error, NameResolutionError | socket.gaierror) or isinstance(cause, socket.gaierror):
         why = "the host name does not resolve; is it spelled right?"

@@ -141,6 +141,16 @@ class LayoutReader:
         with self._open(digest) as extent:
             return exactly(extent, offset, length, f"blob {to_text(digest)} of {self.name}")
 
+    def read_blob(self, digest: Digest, limit: int) -> bytes:
+        """See `BlobSource`."""
+        size = self.blob_size(digest)
+        if size is None:
+            raise NotFoundError(f"{self.name} has no blob {to_text(digest)}")
+        if size > limit:
+            raise CorruptError(f"blob {to_text(digest)} of {self.name} has {size} bytes, at most {limit} are read")
+        with self.open_blob(Descriptor("", digest, size)) as stream:
+            return stream.read()
+
     def has_blob(self, digest: Digest) -> bool:
         """See `ImageStore`."""
         return self.blob_size(digest) is not None

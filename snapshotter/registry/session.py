@@ -87,26 +87,26 @@ class RegistrySession:
         return self.transport.request(method, url, headers=sent, body=content, read_timeout=read_timeout)
 
 
-def failure(response: Response, what: str, host: str) -> PuzzlefsError:
-    """The error that an answer of the registry `host` means; `what` is what was asked for."""
+def failure(response: Response, what: str, host: str, kind: str = "registry") -> PuzzlefsError:
+    """The error that an answer of `host` means, which is a registry or another `kind` of server; `what` was asked for."""
     status = response.status
     said = _said(response)
     if status == 404:
         return NotFoundError(f"{what} does not exist{said}")
     if status in (400, 401, 403) and response.foreign:
         # Object storage, to which the registry redirects with a signature that expires: asking again brings another.
-        return RegistryUnavailableError(f"{what}: {response.origin}, to which registry {host} redirects, refuses ({status})")
+        return RegistryUnavailableError(f"{what}: {response.origin}, to which {kind} {host} redirects, refuses ({status})")
     if status in (401, 403):
         return DeniedError(
-            f"{what}: registry {host} denies access ({status}){said}; does the repository exist, "
-            f"and may this user use it? (docker login {host}, or configure credentials)"
+            f"{what}: {kind} {host} denies access ({status}){said}; does it exist there, "
+            f"and may this user read it? (docker login {host}, or configure credentials)"
         )
     if status in (408, 425, 429) or status >= 500:
         why = "asks for fewer requests" if status == 429 else "fails"
         return RegistryUnavailableError(
-            f"{what}: registry {host} {why} ({status}){said}", retryable=status != 501, retry_after=response.retry_after()
+            f"{what}: {kind} {host} {why} ({status}){said}", retryable=status != 501, retry_after=response.retry_after()
         )
-    return InvalidError(f"{what}: registry {host} refuses ({status}){said}")
+    return InvalidError(f"{what}: {kind} {host} refuses ({status}){said}")
 
 
 def _said(response: Response) -> str:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
@@ -29,8 +29,10 @@ from urllib3.exceptions import (
 
 from snapshotter import __version__
 from snapshotter.errors import CorruptError, InvalidError
-from snapshotter.registry.failures import unavailable
+from snapshotter.registry import connections, deadline
+from snapshotter.registry.failures import RegistryUnavailableError, unavailable
 from snapshotter.registry.hosts import RegistryConfig, endpoint, is_loopback
+from snapshotter.registry.watchdog import Watch, Watchdog
 
 USER_AGENT = f"puzzlefs/{__version__}"
 REDIRECTS_MAX = 5
@@ -40,7 +42,7 @@ PROBE_TIMEOUT = 3.0
 RETRY_AFTER_MAX = 3600.0
 """Longest wait, in seconds, that a server's Retry-After can ask for."""
 
-_BLOCK = 256 << 10
+_BLOCK = connections.BLOCK
 _DRAIN_MAX = 64 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NO_BODY = ("GET", "HEAD")
@@ -89,9 +91,11 @@ class Readable(Protocol):
 class Response:
     """An answer whose body has not been read yet. Close it; as a context manager it closes itself."""
 
-    def __init__(self, raw: urllib3.BaseHTTPResponse, origin: str, traffic: Traffic) -> None:
+    def __init__(self, raw: urllib3.BaseHTTPResponse, origin: str, traffic: Traffic, watch: Watch) -> None:
         self._raw = raw
         self._traffic = traffic
+        self._watch = watch
+        self._received = 0
         self.origin = origin
         """Scheme and host that answered, for messages."""
         self.foreign = False
@@ -116,12 +120,17 @@ class Response:
         """At most `size` more bytes; none at the end.
 
         Raises:
-            RegistryUnavailableError: the connection broke or went silent, or the body is shorter than announced.
+            RegistryUnavailableError: the connection broke or went silent, the body is shorter than announced, or too slow.
         """
         try:
             data: bytes = self._raw.read(size, decode_content=False)
-        except (HTTPError, OSError) as error:
-            raise unavailable(error, self.origin) from error
+        except (HTTPError, OSError, ValueError) as error:
+            self.close()
+            raise _failed(error, self.origin, self._watch) from error
+        if not data and self._watch.expired:
+            raise _failed(None, self.origin, self._watch)
+        self._received += len(data)
+        self._watch.received(self._received)
         self._traffic.add(received=len(data))
         return data
 
@@ -147,28 +156,41 @@ class Response:
         """Give the connection back; a short rest of the body is read for that, a long one costs the connection."""
         rest = self._raw.length_remaining if isinstance(self._raw, urllib3.HTTPResponse) else None
         try:
-            if rest is not None and 0 < rest <= _DRAIN_MAX:
+            if rest is not None and 0 <= rest <= _DRAIN_MAX and not self._watch.expired and not self._watch.ended:
                 self._traffic.add(received=len(self._raw.read(decode_content=False)))
-        except (HTTPError, OSError):
+        except (HTTPError, OSError, ValueError):
             # Nobody waits for these bytes; the connection is dropped below.
             pass
         finally:
-            # Once the body has been read to its end, the connection is back in the pool and this does nothing to it.
+            self._watch.end()
+            # Once the body has been read to its end, the connection is back in the pool and this does nothing to it; else it is
+            # closed, and its place in the pool is given back.
             self._raw.close()
+            self._raw.release_conn()
 
 
 class Transport:
     """Requests to the registry `host`. Safe for use by many threads; connections are kept and shared."""
 
-    def __init__(self, host: str, config: RegistryConfig, traffic: Traffic | None = None) -> None:
-        """Connects to nothing yet.
+    def __init__(
+        self,
+        host: str,
+        config: RegistryConfig,
+        traffic: Traffic | None = None,
+        *,
+        mirror_of: str | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        """Connects to nothing yet. `mirror_of`: the host in references that this one stands in for, which it is told (``ns=``).
 
         Raises:
             InvalidError: a certificate file of `config` cannot be used.
         """
         self.host = host
         self.config = config
+        self.mirror_of = mirror_of
         self.traffic = traffic if traffic is not None else Traffic()
+        self._watchdog = watchdog if watchdog is not None else Watchdog()
         self._authority = endpoint(host, config)
         self._scheme: str | None = None
         self._scheme_lock = threading.Lock()
@@ -178,7 +200,7 @@ class Transport:
         if config.skip_verify:
             _log.warning("registry %s: certificates are not verified (skip_verify)", host)
         self._tls: dict[bool, ssl.SSLContext] = {}
-        if config.ca_file is not None or config.client_certificate is not None:
+        if config.ca_files or config.client_certificates:
             self._tls = {own: _tls(config, own=own) for own in (True, False)}
 
     @property
@@ -219,8 +241,13 @@ class Transport:
         url = urljoin(self.base, url)
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}
         first = _origin(url)
+        own = self.is_own(url)
+        if own and self.mirror_of is not None and method in _NO_BODY:
+            url += f"{'&' if '?' in url else '?'}ns={quote(self.mirror_of, safe='')}"
         for _ in range(REDIRECTS_MAX + 1):
-            response = self._send(method, url, sent, body, read_timeout)
+            # A person's headers for this host may hold a secret, as Authorization does.
+            private = dict(self.config.headers) if own and _origin(url) == first else {}
+            response = self._send(method, url, private | sent, body, read_timeout)
             response.foreign = _origin(url) != first
             location = response.headers.get("Location")
             if method not in _NO_BODY or response.status not in _REDIRECTS or location is None:
@@ -240,33 +267,50 @@ class Transport:
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Readable | None, read_timeout: float | None
     ) -> Response:
-        timeout = urllib3.Timeout(connect=self.config.connect_timeout, read=read_timeout or self.config.read_timeout)
         origin = _show(url)
+        left = deadline.remaining()
+        if left <= 0:
+            raise RegistryUnavailableError(f"no time is left to ask {origin}")
+        silence = min(read_timeout or self.config.read_timeout, left)
+        timeout = urllib3.Timeout(connect=min(self.config.connect_timeout, left), read=silence)
+        # A body that is sent takes its time, which its own progress bounds: only the silence after it is.
+        whole = max(self.config.answer_timeout, read_timeout or 0.0) if body is None else float("inf")
         attempts = 2 if method in _NO_BODY else 1
         while True:
             attempts -= 1
             self.traffic.add(requests=1)
+            watch = Watch(whole, deadline.remaining())
+            token = connections.watched.set(watch)
             try:
-                raw = self._pool(url).urlopen(
+                pool = self._pool(url)
+                if watch.until != float("inf"):
+                    self._watchdog.watch(watch)
+                raw = pool.urlopen(
                     method,
                     url,
                     body=body,
                     headers=headers,
                     timeout=timeout,
+                    pool_timeout=min(watch.seconds, self.config.answer_timeout),
                     retries=False,
                     redirect=False,
                     preload_content=False,
                     decode_content=False,
                 )
             except LocationValueError:
+                watch.end()
                 raise InvalidError(f"registry {self.host} refers to a URL that is none") from None
-            except ProtocolError as error:
-                if attempts == 0:
-                    raise unavailable(error, origin) from error
-            except (HTTPError, OSError) as error:
-                raise unavailable(error, origin) from error
+            except (HTTPError, OSError, ValueError) as error:
+                watch.end()
+                if not isinstance(error, ProtocolError) or attempts == 0 or watch.expired:
+                    raise _failed(error, origin, watch) from error
+            except BaseException:
+                watch.end()
+                raise
             else:
-                return Response(raw, origin, self.traffic)
+                return Response(raw, origin, self.traffic, watch)
+            finally:
+                connections.watched.reset(token)
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         parts = urlsplit(url)
@@ -283,10 +327,7 @@ class Transport:
                     if own not in self._tls:
                         self._tls[own] = _tls(self.config, own=own)
                     tls = self._tls[own]
-                if proxy is None:
-                    self._pools[key] = urllib3.PoolManager(maxsize=16, ssl_context=tls, blocksize=_BLOCK)
-                else:
-                    self._pools[key] = urllib3.ProxyManager(proxy, maxsize=16, ssl_context=tls, blocksize=_BLOCK)
+                self._pools[key] = connections.pools(tls, proxy)
             return self._pools[key]
 
     def _find_scheme(self) -> str:
@@ -309,6 +350,13 @@ class Transport:
             except OSError:
                 return "http"
         return "https"
+
+
+def _failed(error: Exception | None, origin: str, watch: Watch) -> RegistryUnavailableError:
+    """The failure of a request that was watched."""
+    if watch.expired or error is None:
+        return RegistryUnavailableError(f"cannot reach {origin}: no complete answer within {watch.seconds:.3g} s")
+    return unavailable(error, origin)
 
 
 def parse_retry_after(text: str | None) -> float | None:
@@ -347,12 +395,12 @@ def _redirected(url: str, location: str) -> str:
 def _tls(config: RegistryConfig, *, own: bool) -> ssl.SSLContext:
     context = ssl.create_default_context()
     try:
-        if config.ca_file is not None:
-            context.load_verify_locations(cafile=config.ca_file)
-        if own and config.client_certificate is not None:
-            context.load_cert_chain(*config.client_certificate)
+        for authority in config.ca_files:
+            context.load_verify_locations(cafile=authority)
+        for certificate, key in config.client_certificates if own else ():
+            context.load_cert_chain(certificate, key)
     except (OSError, ValueError) as error:
-        files = ", ".join(filter(None, (config.ca_file, *(config.client_certificate or ()))))
+        files = ", ".join(filter(None, (*config.ca_files, *(part for pair in config.client_certificates for part in pair))))
         raise InvalidError(f"cannot use the certificate files {files}: {getattr(error, 'reason', None) or error}") from error
     if config.skip_verify:
         context.check_hostname = False

@@ -18,7 +18,7 @@ from snapshotter.format.digest import sha256, to_text
 from snapshotter.registry.base import Descriptor, ImageStore
 from snapshotter.registry.credentials import Credentials, FixedCredentials
 from snapshotter.registry.documents import OCI_INDEX, OCI_MANIFEST, canonical_json, descriptor_to_json
-from snapshotter.registry.hosts import RegistryConfig
+from snapshotter.registry.hosts import RegistryConfig, RegistryHost
 from snapshotter.registry.registries import Registries
 from snapshotter.registry.transports import open_destination, open_source, parse
 from tests.support.dockerregistry import DockerRegistry
@@ -59,7 +59,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             fake = stack.enter_context(FakeRegistry(auth=auth, page_size=2))
             config = RegistryConfig(credentials=Credentials("ann", "secret") if auth else None)
             text = f"docker://{fake.host}/some/image:unused"
-        registries = stack.enter_context(Registries(lambda host: config, FixedCredentials()))
+        registries = stack.enter_context(Registries(lambda host: [RegistryHost(config)], FixedCredentials()))
         yield Place(lambda: open_destination(parse(text), registries).store, lambda: open_source(parse(text), registries).store)
 
 

@@ -33,7 +33,7 @@ from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore
 from snapshotter.registry.credentials import FixedCredentials
-from snapshotter.registry.hosts import RegistryConfig
+from snapshotter.registry.hosts import RegistryConfig, RegistryHost
 from snapshotter.registry.layout import LayoutStore
 from snapshotter.registry.reference import parse as parse_reference
 from snapshotter.registry.registries import Registries
@@ -428,7 +428,7 @@ def test_through_a_registry(source: Source, opened: Any, tmp_path: Path) -> None
     source.image("v1", [tar({b"a": data(1, 100_000)})])
     source.image("v2", [tar({b"a": data(1, 100_000), b"b": data(2, 5_000)})])
     plain = RegistryConfig(plain_http=True)
-    with FakeRegistry() as registry, Registries(lambda host: plain, FixedCredentials()) as registries:
+    with FakeRegistry() as registry, Registries(lambda host: [RegistryHost(plain)], FixedCredentials()) as registries:
         store = registries.open(parse_reference(f"{registry.host}/x/y"))
         converted(source, store, "v1", "v1")
         registry.forget()

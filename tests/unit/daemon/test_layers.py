@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from snapshotter.daemon.layers import Layers
-from snapshotter.daemon.sources import LayerSource
+from snapshotter.daemon.origin import Origins
+from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer, PackPlace
 from snapshotter.format.codec import encode
@@ -76,7 +77,8 @@ def mounts() -> Mounts:
 
 
 def make(root: Path, hosts: Registries, mounts: Mounts) -> Layers:
-    return Layers(root, hosts, mounts, Cached(), lambda places, stores: None)
+    origins = Origins(lambda namespace: None, lambda name: [])
+    return Layers(root, origins, Sources(hosts), mounts, Cached(), lambda places, stores: None)
 
 
 def layer(stored: bytes = STORED, message: bytes = MESSAGE, verity: bytes | None = None) -> MetadataLayer:

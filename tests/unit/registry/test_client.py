@@ -8,11 +8,12 @@ import pytest
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnsupportedError
 from snapshotter.format.digest import sha256, to_text
 from snapshotter.registry.base import MANIFEST_MAX, Descriptor
-from snapshotter.registry.client import RANGE_SKIP_MAX, RegistryStore
+from snapshotter.registry.client import RegistryStore
 from snapshotter.registry.credentials import FixedCredentials
 from snapshotter.registry.documents import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from snapshotter.registry.failures import DeniedError, RegistryUnavailableError
-from snapshotter.registry.hosts import RegistryConfig
+from snapshotter.registry.hosts import RegistryConfig, RegistryHost
+from snapshotter.registry.ranges import RANGE_SKIP_MAX
 from snapshotter.registry.reference import parse
 from snapshotter.registry.registries import Registries
 from tests.support.registry import FakeRegistry, Fault, TokenAuth
@@ -31,7 +32,7 @@ def registry() -> Iterator[FakeRegistry]:
 @pytest.fixture
 def registries() -> Iterator[Registries]:
     config = RegistryConfig(plain_http=True, read_timeout=5)
-    with Registries(lambda host: config, FixedCredentials()) as opened:
+    with Registries(lambda host: [RegistryHost(config)], FixedCredentials()) as opened:
         yield opened
 
 
@@ -125,7 +126,7 @@ def test_a_short_body_is_worth_a_retry(registry: FakeRegistry, store: RegistrySt
 
 def test_a_stall_within_a_range_is_a_timeout(registry: FakeRegistry, blob: Descriptor) -> None:
     config = RegistryConfig(plain_http=True, read_timeout=0.1)
-    with Registries(lambda host: config, FixedCredentials()) as registries:
+    with Registries(lambda host: [RegistryHost(config)], FixedCredentials()) as registries:
         registry.inject(Fault(stall=20))
         with pytest.raises(RegistryUnavailableError, match="timeout") as caught:
             registries.open(parse(f"{registry.host}/a/b")).read_range(blob.digest, 100, 50)

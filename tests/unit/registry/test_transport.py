@@ -237,7 +237,7 @@ def test_a_certificate_that_is_not_trusted_is_named_and_not_retried(tls_registry
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_a_configured_authority_or_none_is_trusted(tls_registry: FakeRegistry, tmp_path: Path) -> None:
-    for config in (RegistryConfig(ca_file=str(tmp_path / "cert.pem")), RegistryConfig(skip_verify=True)):
+    for config in (RegistryConfig(ca_files=(str(tmp_path / "cert.pem"),)), RegistryConfig(skip_verify=True)):
         transport = Transport(tls_registry.host, config)
         with transport.request("GET", "/v2/") as response:
             assert response.status == 200
@@ -261,10 +261,10 @@ def test_https_does_not_redirect_to_http(tls_registry: FakeRegistry, registry: F
 
 def test_a_certificate_file_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match=r"none\.pem"):
-        Transport("h.x", RegistryConfig(ca_file=str(tmp_path / "none.pem")))
+        Transport("h.x", RegistryConfig(ca_files=(str(tmp_path / "none.pem"),)))
     (tmp_path / "bad.pem").write_text("no certificate")
     with pytest.raises(InvalidError, match=r"bad\.pem"):
-        Transport("h.x", RegistryConfig(client_certificate=(str(tmp_path / "bad.pem"), str(tmp_path / "bad.pem"))))
+        Transport("h.x", RegistryConfig(client_certificates=((str(tmp_path / "bad.pem"), str(tmp_path / "bad.pem")),)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""What the configuration lets one process reach: registries through their mirrors, stores, containerd's content.
+
+The daemon and each of its workers make one from the same file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+
+from snapshotter.daemon.config import Config
+from snapshotter.daemon.sources import Sources
+from snapshotter.daemon.stores import open_store
+from snapshotter.registry.hosts import HostConfigs, RegistryConfig, RegistryHost
+from snapshotter.registry.hoststoml import HostsDirectory
+from snapshotter.registry.policy import RegistryPolicy
+from snapshotter.registry.registries import Registries
+
+SILENCE_SHARE = 1 / 3
+ANSWER_SHARE = 1 / 2
+"""Of a read's time, what one request may take: silent, and as a whole. The rest is for the next source, or another try."""
+CONNECT_TIMEOUT = 5.0
+
+
+def registry_hosts(config: Config) -> HostConfigs:
+    """Whom to ask for a registry host: what ``hosts.toml`` says, and in the registry's own place what the configuration says.
+
+    A table of the configuration with an ``endpoint`` of its own stands alone.
+    """
+    directory = HostsDirectory(config.hosts_directory, bounded(RegistryConfig(), config.read_timeout))
+
+    def hosts(host: str) -> Sequence[RegistryHost]:
+        own = config.registries.get(host)
+        if own is None:
+            return directory.hosts(host)
+        own = bounded(own, config.read_timeout)
+        mirrors = [] if own.endpoint is not None else directory.hosts(host)[:-1]
+        return [*mirrors, RegistryHost(own)]
+
+    return hosts
+
+
+def bounded(config: RegistryConfig, read_timeout: float) -> RegistryConfig:
+    """`config` with times that fit into a read of `read_timeout` seconds."""
+    return replace(
+        config,
+        connect_timeout=min(CONNECT_TIMEOUT, read_timeout * SILENCE_SHARE),
+        read_timeout=min(config.read_timeout, read_timeout * SILENCE_SHARE),
+        answer_timeout=min(config.answer_timeout, read_timeout * ANSWER_SHARE),
+    )
+
+
+class Reach:
+    """Registries and sources as `config` has them. Close it, or use it as a context manager."""
+
+    def __init__(self, config: Config) -> None:
+        """Connects to nothing yet.
+
+        Raises:
+            InvalidError, UnsupportedError: a store cannot be used.
+        """
+        self.hosts = HostsDirectory(config.hosts_directory)
+        self.registries = Registries(registry_hosts(config), policy=RegistryPolicy(config.allowed_registries))
+        stores = [open_store(store, config.read_timeout * ANSWER_SHARE) for store in config.stores]
+        self.sources = Sources(self.registries, stores, config.containerd_address)
+
+    def __enter__(self) -> Reach:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close connections."""
+        self.sources.close()
+        self.registries.close()

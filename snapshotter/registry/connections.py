@@ -1,0 +1,70 @@
+"""urllib3's connections, few per host, each known to the watch of the request that uses it."""
+
+from __future__ import annotations
+
+import contextvars
+import ssl
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from snapshotter.registry.watchdog import Watch
+
+CONNECTIONS = 16
+"""Most connections to one host; a request beyond waits for one to be free."""
+BLOCK = 256 << 10
+
+watched: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watched", default=None)
+"""The watch of the request that this thread is making."""
+
+
+def _attach(connection: HTTPConnection) -> None:
+    watch = watched.get()
+    if watch is not None:
+        watch.connection = connection
+
+
+def _settle(connection: HTTPConnection) -> None:
+    watch = watched.get()
+    if watch is not None:
+        watch.sock = connection.sock
+
+
+class _Plain(HTTPConnection):
+    def connect(self) -> None:
+        _attach(self)
+        super().connect()
+        _settle(self)
+
+    def getresponse(self) -> Any:
+        _settle(self)
+        return super().getresponse()
+
+
+class _Secure(HTTPSConnection):
+    def connect(self) -> None:
+        _attach(self)
+        super().connect()
+        _settle(self)
+
+    def getresponse(self) -> Any:
+        _settle(self)
+        return super().getresponse()
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _Secure
+
+
+def pools(tls: ssl.SSLContext | None, proxy: str | None) -> urllib3.PoolManager:
+    """A manager of such connections, through the proxy at that URL if there is one."""
+    settings: dict[str, Any] = {"maxsize": CONNECTIONS, "block": True, "ssl_context": tls, "blocksize": BLOCK}
+    manager = urllib3.PoolManager(**settings) if proxy is None else urllib3.ProxyManager(proxy, **settings)
+    manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+    return manager
