@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore
-from snapshotter.chunkstore.directory import ChunkDirectory
+from snapshotter.chunkstore.directory import ChunkDirectory, Sealing, VerityOf
 from snapshotter.chunkstore.eviction import Evictor
 from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.chunkstore.writebehind import QUEUE_BYTES, WriteBehind
@@ -30,8 +30,8 @@ PAUSE = 10.0
 class ChunkCache:
     """Verified raw chunks under `root`, written beside the reads that bring them (see `local.LocalChunks`).
 
-    `max_bytes` caps what the directory takes on disk, None leaves it alone. Compressed references (names of stored bytes)
-    are never kept: a file's name must be the digest of its content.
+    `max_bytes` caps what the directory takes on disk, None leaves it alone. `sealing` has the kernel check the files.
+    Compressed references (names of stored bytes) are never kept: a file's name must be the digest of its content.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class ChunkCache:
         stats: Stats,
         max_bytes: int | None = None,
         queue_bytes: int = QUEUE_BYTES,
+        sealing: Sealing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.directory = ChunkDirectory(root)
+        self.directory = ChunkDirectory(root, sealing=sealing)
         self.stats = stats
         self._clock = clock
         self._paused_until = float("-inf")
@@ -59,13 +60,16 @@ class ChunkCache:
         """For logs and errors."""
         return f"cache({self.directory.path})"
 
-    def peek(self, digest: Digest) -> bytes | None:
-        """The chunk's raw bytes if they are here, verified. Never raises: what cannot be read is a miss."""
+    def peek(self, digest: Digest, verity_of: VerityOf | None = None) -> bytes | None:
+        """The chunk's raw bytes if they are here, verified. Never raises: what cannot be read is a miss.
+
+        `verity_of` makes that cheaper where files are sealed (`ChunkDirectory.load`).
+        """
         raw = self._writer.peek(digest)
         if raw is not None:
             return raw
         try:
-            return self.directory.load(digest)
+            return self.directory.load(digest, verity_of)
         except CorruptError as error:
             self.stats.add(Count.CACHE_CORRUPT)
             log.warning("%s", error)
@@ -119,8 +123,10 @@ class CachedStore:
     Closing it closes `inner`; the cache belongs to whoever made it, other chains use it too.
     """
 
-    def __init__(self, cache: ChunkCache, inner: ChunkStore) -> None:
+    def __init__(self, cache: ChunkCache, inner: ChunkStore, verity_of: VerityOf | None = None) -> None:
+        """`verity_of`: what the image names as the chunks' fs-verity digests."""
         self._cache = cache
+        self._verity_of = verity_of
         self._inner = inner
 
     @property
@@ -131,7 +137,7 @@ class CachedStore:
         found: dict[ChunkRef, bytes] = {}
         missing: list[ChunkRef] = []
         for ref in dict.fromkeys(wanted):
-            raw = None if ref.compressed else self._cache.peek(ref.digest)
+            raw = None if ref.compressed else self._cache.peek(ref.digest, self._verity_of)
             if raw is None:
                 missing.append(ref)
             else:

@@ -26,6 +26,7 @@ from typing import Any
 from snapshotter.chunkstore.base import BlobReader, ChunkStore
 from snapshotter.chunkstore.blobs import BlobStore
 from snapshotter.chunkstore.cache import CachedStore, ChunkCache
+from snapshotter.chunkstore.directory import Sealing, VerityOf
 from snapshotter.chunkstore.fallback import Fallback
 from snapshotter.chunkstore.indexes import IndexStore, fetch_index
 from snapshotter.chunkstore.packmap import PackMap
@@ -47,7 +48,8 @@ class Node:
     """What all chains of one process share: the cache and the pack indexes below `root`, threads and counters.
 
     `cache_max_bytes` caps the chunks on disk (None: no cap). `read_timeout` bounds a read in seconds; retries end a little
-    before it, so that a read fails with the source's reason and not with a bare timeout.
+    before it, so that a read fails with the source's reason and not with a bare timeout. `sealing` has the kernel's fs-verity
+    check the cached chunks; None where the cache's file system has none.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Node:
         cache_max_bytes: int | None = None,
         read_timeout: float = 60.0,
         limits: Limits | None = None,
+        sealing: Sealing | None = None,
     ) -> None:
         self.stats = Stats()
         self.reads = Reads()
-        self.cache = ChunkCache(root, stats=self.stats, max_bytes=cache_max_bytes)
+        self.cache = ChunkCache(root, stats=self.stats, max_bytes=cache_max_bytes, sealing=sealing)
         self.indexes = IndexStore(root)
         self.pool = FetchPool()
         self._flights = Flights()
@@ -68,8 +71,16 @@ class Node:
         self._limits = limits
         self._read_timeout = read_timeout
 
-    def chain(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader], layer: str = "") -> ChunkStore:
+    def chain(
+        self,
+        packs: Sequence[PackPlace],
+        sources: Sequence[BlobReader],
+        layer: str = "",
+        verity_of: VerityOf | None = None,
+    ) -> ChunkStore:
         """The chunks of a layer that lie in `packs`, which `sources` are asked for in their order; `layer` names it in reports.
+
+        `verity_of` tells the fs-verity digests that the layer names for them.
 
         Nothing is read here: an index is opened when a chunk is first looked for. Sources are not closed with the chain.
         """
@@ -93,7 +104,8 @@ class Node:
         retried = Retry(Fallback(fetched), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8))
         single = SingleFlight(retried, stats=self.stats, flights=self._flights, local=self.cache, timeout=self._read_timeout)
         fetched_once = Observed(single, self.reads, "fetch", layer)
-        return Observed(RecentStore(self._recent, CachedStore(self.cache, fetched_once)), self.reads, "read", layer)
+        cached = CachedStore(self.cache, fetched_once, verity_of)
+        return Observed(RecentStore(self._recent, cached), self.reads, "read", layer)
 
     def fetch_indexes(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader]) -> None:
         """Bring the indexes of `packs` to this node at once, several at a time (see `indexes.IndexStore.fetch`)."""

@@ -1,12 +1,16 @@
 """The cache's files: ``<root>/chunks/<2 hex>/<64 hex>``, one raw chunk each, mode 0600.
 
 A file is published by temporary name and rename, without fsync: at one chunk per 64 KiB an fsync each would bring a disk
-that writes hundreds of MB/s down to a few, and it is not needed, because every file is checked against its name when it is
-first read after a start. A file that a power cut left torn is found then, dropped and fetched again.
+that writes hundreds of MB/s down to a few, and it is not needed, because no byte is believed that has not been checked. A
+file that a power cut left torn is found when it is read, dropped and fetched again.
 
-"First read" is remembered per process in a bounded map from digest to the file's identity (inode, size, mtime); a file
-that was replaced, cut or written to since is checked again, and so is one that fell out of the map. What nobody can see
-from here, bits that change under an unchanged mtime, is what fs-verity is for.
+**Sealed** (`sealing`, see `format.fsverity`), a file is checked by the kernel, page by page, whenever bytes come from the
+disk. What remains to be seen, once, is that it is sealed with the digest that the image names for the chunk.
+
+**Otherwise** a file is hashed when it is first read, and again whenever the kernel has to ask the disk for any of it: as long
+as all of it is in the page cache it is what was hashed. "First" is remembered per process in a bounded map from digest to
+the file's identity (inode, size, ctime); a file that was replaced, cut or written to since is hashed again, and so is one
+that fell out of the map.
 
 Several processes may use one directory: names are content, so whoever renames last changes nothing.
 """
@@ -14,13 +18,15 @@ Several processes may use one directory: names are content, so whoever renames l
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest, sha256
@@ -40,13 +46,34 @@ STALE_TEMPORARY = 3600.0
 """Age in seconds at which a temporary file belongs to nobody any more: writing one takes milliseconds."""
 
 
+_Identity = int
+
+VerityOf = Callable[[Digest], bytes | None]
+"""The fs-verity digest that an image names for a chunk, None where it names none (`format.rootfs.Rootfs.verity`)."""
+
+
+class Sealing(Protocol):
+    """The kernel's fs-verity (module `format.fsverity`)."""
+
+    def enable(self, descriptor: int, /) -> None:
+        """Seal the file, open for reading only."""
+        ...
+
+    def measure(self, descriptor: int, /) -> bytes | None:
+        """The digest that a sealed file has, None for one that is not."""
+        ...
+
+
 class ChunkDirectory:
     """Chunk files by digest. `load` verifies; `store` trusts its caller to have done so."""
 
-    def __init__(self, root: Path, *, verified_max: int = VERIFIED_MAX) -> None:
+    def __init__(self, root: Path, *, sealing: Sealing | None = None, verified_max: int = VERIFIED_MAX) -> None:
+        """`sealing`: have the kernel check the files; its file system must be able to."""
         self.path = root / "chunks"
         self._base = os.fspath(self.path)
-        self._verified: dict[Digest, int] = {}
+        self._sealing = sealing
+        self._verified: dict[Digest, _Identity] = {}
+        self._sealed: set[Digest] = set()
         self._verified_max = verified_max
         self._lock = threading.Lock()
 
@@ -81,11 +108,11 @@ class ChunkDirectory:
             count += 1
         return used, count
 
-    def load(self, digest: Digest) -> bytes | None:
-        """The chunk's raw bytes, None if there is no file.
+    def load(self, digest: Digest, verity_of: VerityOf | None = None) -> bytes | None:
+        """The chunk's raw bytes, None if there is no file. `verity_of` saves the hashing of a sealed file.
 
         Raises:
-            CorruptError: the file held something else; it has been removed.
+            CorruptError: the file held something else, or the disk or fs-verity refused it; it has been removed.
             OSError: the file cannot be read.
         """
         path = self.file(digest)
@@ -99,20 +126,43 @@ class ChunkDirectory:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= CHUNK_MAX:
                 raise self._drop(digest, f"is no file of 1 to {CHUNK_MAX} bytes")
-            raw = _read(descriptor, status.st_size)
-            identity = _identity(status)
-            if self._verified.get(digest) != identity:
-                if len(raw) != status.st_size or sha256(raw) != digest:
-                    raise self._drop(digest, "does not match its name")
-                self._remember(digest, identity)
-            elif len(raw) != status.st_size:
-                raise self._drop(digest, "was cut while it was read")
+            raw = self._read(digest, descriptor, status, verity_of)
             if time.time() - status.st_atime > TOUCH_INTERVAL:
                 with contextlib.suppress(OSError):
                     os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))
+                    self._remember(digest, _identity(os.fstat(descriptor)), sealed=digest in self._sealed)
             return raw
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise self._drop(digest, f"cannot be read, or fails fs-verity ({error.strerror})") from None
+            raise
         finally:
             os.close(descriptor)
+
+    def _read(self, digest: Digest, descriptor: int, status: os.stat_result, verity_of: VerityOf | None) -> bytes:
+        size = status.st_size
+        identity = _identity(status)
+        if self._verified.get(digest) == identity:
+            if digest in self._sealed:
+                raw = _read(descriptor, size)
+                if len(raw) != size:
+                    raise self._drop(digest, "was cut while it was read")
+                return raw
+            cached = _read_from_page_cache(descriptor, size)
+            if cached is not None:
+                return cached
+        measured = None if self._sealing is None else self._sealing.measure(descriptor)
+        raw = _read(descriptor, size)
+        # An image that names a wrong digest must not spoil the chunk for others: the chunk's name has the last word.
+        is_named = measured is not None and verity_of is not None and measured == verity_of(digest)
+        if len(raw) != size or not (is_named or sha256(raw) == digest):
+            raise self._drop(digest, "does not match its name")
+        if self._sealing is not None and measured is None:
+            # kept by an earlier daemon that did not seal
+            self._sealing.enable(descriptor)
+            identity = _identity(os.fstat(descriptor))
+        self._remember(digest, identity, sealed=self._sealing is not None)
+        return raw
 
     def store(self, digest: Digest, raw: bytes) -> None:
         """Publish the chunk.
@@ -123,17 +173,25 @@ class ChunkDirectory:
         temporary = f"{self._base}/{TEMPORARY}/{os.getpid()}-{secrets.token_hex(8)}"
         path = self.file(digest)
         try:
-            identity = _write(temporary, raw)
+            _write(temporary, raw)
+            # The descriptor for writing must be closed before sealing; this one outlives the rename, which sets the ctime.
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                os.rename(temporary, path)
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-                os.rename(temporary, path)
+                if self._sealing is not None:
+                    self._sealing.enable(descriptor)
+                try:
+                    os.rename(temporary, path)
+                except FileNotFoundError:
+                    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+                    os.rename(temporary, path)
+                identity = _identity(os.fstat(descriptor))
+            finally:
+                os.close(descriptor)
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        self._remember(digest, identity)
+        self._remember(digest, identity, sealed=self._sealing is not None)
 
     def remove_stale_temporaries(self) -> None:
         """Remove what writers that no longer live left half-written."""
@@ -150,16 +208,23 @@ class ChunkDirectory:
             os.unlink(path)
         return CorruptError(f"cached chunk {path} {why}; removed, it will be fetched again")
 
-    def _remember(self, digest: Digest, identity: int) -> None:
+    def _remember(self, digest: Digest, identity: _Identity, *, sealed: bool) -> None:
         with self._lock:
             self._verified.pop(digest, None)
             while len(self._verified) >= self._verified_max:
-                del self._verified[next(iter(self._verified))]
+                oldest = next(iter(self._verified))
+                del self._verified[oldest]
+                self._sealed.discard(oldest)
             self._verified[digest] = identity
+            if sealed:
+                self._sealed.add(digest)
+            else:
+                self._sealed.discard(digest)
 
     def _forget(self, digest: Digest) -> None:
         with self._lock:
             self._verified.pop(digest, None)
+            self._sealed.discard(digest)
 
 
 def _statuses(base: str) -> Iterator[os.stat_result]:
@@ -174,8 +239,9 @@ def _statuses(base: str) -> Iterator[os.stat_result]:
                         yield entry.stat(follow_symlinks=False)
 
 
-def _identity(status: os.stat_result) -> int:
-    return hash((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+def _identity(status: os.stat_result) -> _Identity:
+    # The ctime cannot be set back, the mtime can.
+    return hash((status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns))
 
 
 def _read(descriptor: int, size: int) -> bytes:
@@ -189,8 +255,18 @@ def _read(descriptor: int, size: int) -> bytes:
     return raw
 
 
-def _write(path: str, raw: bytes) -> int:
-    """Write a new file and return its identity."""
+def _read_from_page_cache(descriptor: int, size: int) -> bytes | None:
+    """The whole file, if no disk has to be asked for it; None otherwise, and where the file system cannot tell."""
+    buffer = bytearray(size)
+    try:
+        count = os.preadv(descriptor, [buffer], 0, os.RWF_NOWAIT)
+    except OSError:  # EAGAIN: not there; EOPNOTSUPP: no such service
+        return None
+    return bytes(buffer) if count == size else None
+
+
+def _write(path: str, raw: bytes) -> None:
+    """Write a new file."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags, 0o600)
@@ -201,6 +277,5 @@ def _write(path: str, raw: bytes) -> int:
         view = memoryview(raw)
         while view:
             view = view[os.write(descriptor, view) :]
-        return _identity(os.fstat(descriptor))
     finally:
         os.close(descriptor)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 
-def publish(path: Path, content: bytes) -> None:
+def publish(path: Path, content: bytes, seal: Callable[[int], None] | None = None) -> None:
     """Write the file `path`, mode 0600, whatever happens to the machine meanwhile; its directory is made if need be.
+
+    `seal` is called with the written file, open for reading only, before it gets its name (`format.fsverity.enable`).
 
     Raises:
         OSError: it cannot be written; nothing of it stays.
@@ -22,6 +25,12 @@ def publish(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if seal is not None:
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                seal(descriptor)
+            finally:
+                os.close(descriptor)
         os.rename(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):

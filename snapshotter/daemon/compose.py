@@ -20,6 +20,7 @@ import grpc
 
 from snapshotter.api import diff_pb2_grpc, snapshots_pb2_grpc
 from snapshotter.chunkstore.chain import Node
+from snapshotter.chunkstore.directory import Sealing
 from snapshotter.daemon import worker_main
 from snapshotter.daemon.activity import Activity
 from snapshotter.daemon.addresses import socket_path
@@ -31,6 +32,7 @@ from snapshotter.daemon.status import RecentErrors, Status
 from snapshotter.daemon.statusserver import StatusServer
 from snapshotter.daemon.supervisor import Supervisor
 from snapshotter.errors import FailedPreconditionError, InvalidError
+from snapshotter.format import fsverity
 from snapshotter.snapshots.differ import DiffService
 from snapshotter.snapshots.paths import prepare_root
 from snapshotter.snapshots.service import SnapshotsService
@@ -63,11 +65,14 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         stack.callback(logging.getLogger("snapshotter").removeHandler, errors)
         reach = stack.enter_context(Reach(config))
         origins = Origins(reach.sources.content, reach.hosts.ports)
-        node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout)
+        sealing = _sealing(config)
+        node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout, sealing=sealing)
         stack.callback(node.close)
-        supervisor = Supervisor(worker_main.command(config, config_path), config.root / "workers", config.mount_workers)
+        supervisor = Supervisor(
+            worker_main.command(config, config_path, sealing=sealing is not None), config.root / "workers", config.mount_workers
+        )
         stack.callback(supervisor.close)
-        layers = Layers(config.root, origins, reach.sources, supervisor, node.cache.directory, node.fetch_indexes)
+        layers = Layers(config.root, origins, reach.sources, supervisor, node.cache.directory, node.fetch_indexes, sealing)
         snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on
         stack.callback(snapshotter.close)
         stack.callback(layers.close)
@@ -103,6 +108,18 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         server.start()
         stack.callback(lambda: server.stop(STOP_GRACE).wait())
         yield
+
+
+def _sealing(config: Config) -> Sealing | None:
+    """The kernel's fs-verity, if the configuration wants it and the root's file system has it.
+
+    Raises:
+        FailedPreconditionError: it is required and not to be had.
+    """
+    sealing = fsverity if fsverity.is_wanted(config.fs_verity, config.root) else None
+    how = "by the kernel's fs-verity" if sealing is not None else "by their digests in user space"
+    _log.info("chunks and metadata on this node are checked %s", how)
+    return sealing
 
 
 def _check_address(address: Path) -> None:

@@ -18,6 +18,7 @@ from snapshotter.daemon.addresses import loopback
 from snapshotter.daemon.settings import absolute, check_keys, flag, seconds, table_of, text, texts, whole
 from snapshotter.daemon.stores import StoreConfig
 from snapshotter.errors import InvalidError, NotFoundError
+from snapshotter.format import fsverity
 from snapshotter.registry.credentials import Credentials
 from snapshotter.registry.hosts import RegistryConfig
 from snapshotter.registry.hoststoml import DEFAULT_DIRECTORY
@@ -36,9 +37,9 @@ class Config:
     `root`: all state, chunks and mounts. `address`: the Unix socket of the snapshots service. `cache_max_bytes`: cap of the
     chunk cache, None for none. `read_timeout`: seconds after which a container's read that waits for the network fails with
     EIO. `metrics_address`: a loopback ``HOST:PORT`` where metrics can be had besides the status socket, None for none.
-    `mount_workers`: processes that serve mounts. `registries`: settings by registry host, as references name it.
-    `containerd_address`: containerd's own socket. `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are
-    asked before registries. `allowed_registries`: None for all.
+    `mount_workers`: processes that serve mounts. `fs_verity`: whether the kernel's is to check this node's files.
+    `registries`: settings by registry host, as references name it. `containerd_address`: containerd's own socket.
+    `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are asked before registries. `allowed_registries`: None for all.
     """
 
     root: Path = Path("/var/lib/puzzlefs")
@@ -48,6 +49,7 @@ class Config:
     read_timeout: float = 60.0
     metrics_address: str | None = None
     mount_workers: int = field(default_factory=lambda: min(MOUNT_WORKERS_MAX, os.cpu_count() or 1))
+    fs_verity: fsverity.Mode = fsverity.Mode.AUTO
     registries: Mapping[str, RegistryConfig] = field(default_factory=dict)
     containerd_address: Path = Path("/run/containerd/containerd.sock")
     hosts_directory: Path = DEFAULT_DIRECTORY
@@ -92,6 +94,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "containerd.address": absolute,
         "containerd.config_path": absolute,
         "policy.allowed_registries": texts,
+        "integrity.fs_verity": _fs_verity,
     }
     names = {
         "cache.max_size": "cache_max_bytes",
@@ -101,6 +104,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "containerd.address": "containerd_address",
         "containerd.config_path": "hosts_directory",
         "policy.allowed_registries": "allowed_registries",
+        "integrity.fs_verity": "fs_verity",
     }
     registries = data.get("registry", {})
     flat = {key: value for key, value in data.items() if not isinstance(value, dict) and key != "store"}
@@ -151,6 +155,12 @@ def _log_level(key: str, value: Any) -> str:
     if value not in LOG_LEVELS:
         raise InvalidError(f"{key} must be one of {', '.join(LOG_LEVELS)}, not {value!r}")
     return str(value)
+
+
+def _fs_verity(key: str, value: Any) -> fsverity.Mode:
+    if not isinstance(value, str) or value not in list(fsverity.Mode):
+        raise InvalidError(f"{key} must be one of {', '.join(fsverity.Mode)}, not {value!r}")
+    return fsverity.Mode(value)
 
 
 def _size(key: str, value: Any) -> int | None:

@@ -13,6 +13,7 @@ A layer is mounted once, whatever chains, images and namespaces it is in: what i
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from snapshotter.chunkstore.base import BlobReader
+from snapshotter.chunkstore.directory import Sealing
 from snapshotter.chunkstore.publish import publish
 from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.sources import LayerSource, Sources
@@ -84,8 +86,9 @@ class Layers:
         mounts: Mounts,
         cached: ChunkSizes,
         fetch_indexes: Callable[[Sequence[PackPlace], Sequence[BlobReader]], None],
+        sealing: Sealing | None = None,
     ) -> None:
-        """`root` is the snapshotter's; its directories are made."""
+        """`root` is the snapshotter's; its directories are made. `sealing` has the kernel's fs-verity check the metadata."""
         self._metadata_root = root / "layers"
         self._mount_root = root / "l"
         self._origins = origins
@@ -93,6 +96,7 @@ class Layers:
         self._mounts = mounts
         self._cached = cached
         self._fetch_indexes = fetch_indexes
+        self._sealing = sealing
         self._guard = threading.Lock()
         self._locks: dict[Digest, threading.Lock] = {}
         self._mounted: dict[Digest, LayerSource] = {}
@@ -108,7 +112,7 @@ class Layers:
                 self._learn(layer.diff_id, source)
                 return
             try:
-                if not self._metadata(layer.diff_id).exists():
+                if not self._is_intact(layer):
                     self._fetch(layer, source)
                 self._mount(layer.diff_id, source)
             except PuzzlefsError as error:
@@ -128,13 +132,15 @@ class Layers:
     def restore(self, layers: Iterable[tuple[MetadataLayer, str | None]]) -> Mapping[Digest, PuzzlefsError]:
         """See `snapshots.lazy.LazyLayers`. Several hints for one layer are tried as one source."""
         hints: dict[Digest, list[LayerSource]] = {}
+        described: dict[Digest, MetadataLayer] = {}
         for layer, image in layers:
             hints.setdefault(layer.diff_id, []).append(_hinted(layer, image))
+            described[layer.diff_id] = layer
         failed: dict[Digest, PuzzlefsError] = {}
 
         def mount(diff_id: Digest, sources: Sequence[LayerSource]) -> None:
             with self._locked(diff_id):
-                if not self._metadata(diff_id).exists():
+                if not self._is_intact(described[diff_id]):
                     raise NotFoundError(f"the metadata of layer {to_text(diff_id)} is gone: remove the image and pull it again")
                 self._mount(diff_id, _merged([*self._remembered(diff_id), *sources]))
 
@@ -216,7 +222,31 @@ class Layers:
             indexes = pool.submit(self._fetch_indexes, layer.packs, stores)
             message = _first(stores, lambda store: _message(store, layer))
             indexes.result()
-        publish(self._metadata(layer.diff_id), message)
+        publish(self._metadata(layer.diff_id), message, None if self._sealing is None else self._sealing.enable)
+
+    def _is_intact(self, layer: MetadataLayer) -> bool:
+        """Whether the layer's metadata is here, as it was published; what is damaged is removed.
+
+        A sealed file is measured against the label and read, which is when the kernel checks it; any other one is hashed. So
+        is a sealed one that the label does not fit, since the diff ID is what counts and a label may lie.
+        """
+        path = self._metadata(layer.diff_id)
+        try:
+            with path.open("rb") as file:
+                measured = None if self._sealing is None else self._sealing.measure(file.fileno())
+                message = file.read()
+            if measured == layer.verity or sha256(message) == layer.diff_id:
+                return True
+            why = "does not match the layer's diff ID"
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            why = f"cannot be read, or fails fs-verity ({error.strerror})"
+        _log.error("metadata of layer %s: %s %s; removed", to_text(layer.diff_id), path, why)
+        path.unlink(missing_ok=True)
+        return False
 
     def _remember(self, diff_id: Digest, source: LayerSource) -> None:
         publish(self._directory(diff_id) / "source", json.dumps(source.to_json()).encode())

@@ -12,21 +12,26 @@ from typing import Any
 
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import Node
+from snapshotter.chunkstore.directory import VerityOf
 from snapshotter.daemon.config import Config, load
 from snapshotter.daemon.reach import Reach
 from snapshotter.daemon.sources import LayerSource
+from snapshotter.format import fsverity
 from snapshotter.mount import worker
 
 
-def command(config: Config, config_path: Path | None) -> list[str]:
+def command(config: Config, config_path: Path | None, *, sealing: bool = False) -> list[str]:
     """What starts a worker for a daemon with `config`, read from `config_path` if it came from a file.
 
-    Registry settings are not among the arguments, which everybody on the machine can read: the worker reads the file itself.
+    `sealing`: whether the kernel's fs-verity checks the cached chunks. Registry settings are not among the arguments, which
+    everybody on the machine can read: the worker reads the file itself.
     """
     arguments = [sys.executable, "-m", "snapshotter.daemon.worker_main", "--root", str(config.root)]
     arguments += ["--read-timeout", str(config.read_timeout)]
     if config.cache_max_bytes is not None:
         arguments += ["--cache-max-bytes", str(config.cache_max_bytes)]
+    if sealing:
+        arguments += ["--seal"]
     if config_path is not None:
         arguments += ["--config", str(config_path)]
     return arguments
@@ -38,17 +43,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--read-timeout", type=float, required=True)
     parser.add_argument("--cache-max-bytes", type=int)
+    parser.add_argument("--seal", action="store_true")
     parser.add_argument("--config", type=Path)
     options, _ = parser.parse_known_args(arguments)
     # The daemon blocks the signals that end it, and a child inherits that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     config = load(options.config) if options.config is not None else Config()
-    node = Node(options.root, cache_max_bytes=options.cache_max_bytes, read_timeout=options.read_timeout)
+    node = Node(
+        options.root,
+        cache_max_bytes=options.cache_max_bytes,
+        read_timeout=options.read_timeout,
+        sealing=fsverity if options.seal else None,
+    )
     reach = Reach(replace(config, read_timeout=options.read_timeout))
 
-    def make_store(described: Mapping[str, Any]) -> ChunkStore:
+    def make_store(described: Mapping[str, Any], verity_of: VerityOf) -> ChunkStore:
         source = LayerSource.from_json(described)
-        return node.chain(source.packs, reach.sources.open(source), source.layer)
+        return node.chain(source.packs, reach.sources.open(source), source.layer, verity_of)
 
     try:
         return worker.main(make_store, arguments, node.report)

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import mmap
 import os
 import select
 import signal
@@ -20,9 +19,11 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.chunkstore.directory import VerityOf
 from snapshotter.errors import AlreadyExistsError, CorruptError, InvalidError, NotFoundError
 from snapshotter.format.digest import Digest
 from snapshotter.format.rootfs import Rootfs
@@ -36,8 +37,9 @@ from snapshotter.mount.session import Failure, Session
 from snapshotter.mount.tree import Tree, new_cache
 from snapshotter.mount.workerproto import AddMount, Event, Gone, Hello, Ready
 
-MakeStore = Callable[[Mapping[str, Any]], ChunkStore]
-"""Makes the chunk store of one mount from the `store` of its `AddMount`. What mounts share is the factory's to keep."""
+MakeStore = Callable[[Mapping[str, Any], VerityOf], ChunkStore]
+"""Makes the chunk store of one mount from the `store` of its `AddMount`, and what its metadata names as the chunks' fs-verity
+digests. What mounts share is the factory's to keep."""
 
 BEAT_TIMEOUT = 3.0
 """Seconds in which the event loop must come round, for a worker to call itself alive."""
@@ -76,22 +78,19 @@ class _Replaceable:
 
 
 class _Layer:
-    """What one mount holds: the tree over its metadata's map, its chunk store, and its connection to give it back."""
+    """What one mount holds: its metadata and the tree over it, its chunk store, and its connection to give it back."""
 
-    def __init__(self, add: AddMount, connection: Connection, tree: Tree, store: ChunkStore, mapped: mmap.mmap) -> None:
+    def __init__(self, add: AddMount, connection: Connection, rootfs: Rootfs, tree: Tree, store: ChunkStore) -> None:
         self.add = add
         self.connection = connection
+        self.rootfs = rootfs
         self.tree = tree
         self.store = _Replaceable(store)
-        self._mapped = mapped
 
     def close(self) -> None:
         self.tree.close()
         self.store.close()
         self.connection.close()
-        # A view of the map may live on in a cache of this process; then it goes with the last one.
-        with contextlib.suppress(BufferError):
-            self._mapped.close()
 
 
 class Worker:
@@ -235,24 +234,21 @@ class Worker:
     def _update(self, layer: _Layer, store: object) -> None:
         if not isinstance(store, dict):
             raise InvalidError(f"mount {layer.add.mount_id}: a store is described by an object, not by {store!r}")
-        layer.store.replace(self._make_store(store))
+        layer.store.replace(self._make_store(store, layer.rootfs.verity))
         layer.add = dataclasses.replace(layer.add, store=store)
 
     def _open(self, add: AddMount, connection: Connection) -> _Layer:
         try:
-            with open(add.metadata, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # Into memory, not mapped: a page that the disk loses, or fs-verity refuses, would kill every mount of this process
+            # by SIGBUS when it is touched.
+            data = Path(add.metadata).read_bytes()
         except FileNotFoundError as error:
             raise NotFoundError(f"metadata of {add.name}: {error}") from error
-        except ValueError as error:  # mmap's word for an empty file
-            raise CorruptError(f"metadata of {add.name}: {add.metadata} is empty") from error
-        try:
-            tree = Tree(Rootfs.open(mapped), as_layer=add.as_layer, cache=self._cache)
-            return _Layer(add, connection, tree, self._make_store(add.store), mapped)
-        except BaseException:
-            with contextlib.suppress(BufferError):
-                mapped.close()
-            raise
+        except OSError as error:
+            raise CorruptError(f"metadata of {add.name} cannot be read: {error}") from error
+        rootfs = Rootfs.open(data)
+        tree = Tree(rootfs, as_layer=add.as_layer, cache=self._cache)
+        return _Layer(add, connection, rootfs, tree, self._make_store(add.store, rootfs.verity))
 
     def _on_ready(self, mount_id: str, session: Session) -> None:
         agreed = session.negotiated

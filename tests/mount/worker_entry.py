@@ -8,4 +8,4 @@ sys.path[0] = str(Path(__file__).parents[2])
 from snapshotter.mount import worker  # noqa: E402
 from tests.mount.source import DirectoryStore  # noqa: E402
 
-sys.exit(worker.main(lambda config: DirectoryStore(Path(config["chunks"]))))
+sys.exit(worker.main(lambda config, _: DirectoryStore(Path(config["chunks"]))))

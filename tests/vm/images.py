@@ -78,6 +78,7 @@ port = "/dev/" + ports[0].split("/")[-2]
 if os.path.isdir("/code/source"):
     os.environ["PYTHONPATH"] = "/code/source:/code/packages"
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+os.environ["INSIDE_MACHINE"] = "1"
 os.chdir("/")
 with open(port, "r+b", buffering=0) as channel:
     channel.write(b"ready\\n")

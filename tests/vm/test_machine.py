@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import run
-from tests.vm.machine import Machine, make_disk
+from tests.vm.machine import Machine
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_disk(tmp_path_factory.mktemp("vm") / "data.img", 64)
-
-
-@pytest.fixture(scope="module")
-def machine(disk: Path) -> Iterator[Machine]:
-    with Machine(disk.parent, disks=[disk]) as machine:
-        yield machine
 
 
 def test_commands_run_as_root_and_say_how_they_ended(machine: Machine) -> None:

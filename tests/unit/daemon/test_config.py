@@ -8,6 +8,7 @@ import pytest
 
 from snapshotter.daemon.config import Config, load
 from snapshotter.errors import InvalidError, NotFoundError
+from snapshotter.format.fsverity import Mode
 
 SHIPPED = Path(__file__).parents[3] / "deploy" / "puzzlefs" / "config.toml"
 
@@ -37,6 +38,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             cache.max_size = "20GiB"
             fetch.read_timeout = 5
             mount.workers = 3
+            integrity.fs_verity = "require"
             [registry."registry.example:5000"]
             endpoint = "10.0.0.1:5000"
             plain_http = true
@@ -47,6 +49,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     )
     assert (config.root, config.address, config.log_level) == (Path("/srv/p"), Path("/run/p.sock"), "debug")
     assert (config.cache_max_bytes, config.read_timeout, config.mount_workers) == (20 << 30, 5.0, 3)
+    assert config.fs_verity is Mode.REQUIRE
     host = config.registries["registry.example:5000"]
     assert (host.endpoint, host.plain_http) == ("10.0.0.1:5000", True)
     assert host.credentials is not None
@@ -71,6 +74,8 @@ def test_sizes(tmp_path: Path, text: str, size: int | None) -> None:
         ("root = 'relative'", "root must be an absolute path"),
         ("root = 5", "root must be a string"),
         ("log_level = 'loud'", "log_level must be one of"),
+        ("[integrity]\nfs_verity = 'yes'", "integrity.fs_verity must be one of require, auto, off, not 'yes'"),
+        ("[integrity]\nfs_verity = true", "integrity.fs_verity must be one of"),
         ("[cache]\nmax_size = 'much'", "cache.max_size must be a size"),
         ("[cache]\nmax_size = true", "cache.max_size must be a size"),
         ("[fetch]\nread_timeout = 0", "fetch.read_timeout must be a number"),

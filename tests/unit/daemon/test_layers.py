@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from snapshotter.chunkstore.directory import Sealing
+from snapshotter.daemon import layers as layers_module
 from snapshotter.daemon.layers import Layers
 from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.sources import LayerSource, Sources
@@ -21,6 +23,7 @@ from snapshotter.format.model import ChunkVerity, Inode, Kind, RootfsContent
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.registries import Registries
 from tests.support.registry import FakeRegistry, Fault
+from tests.support.sealing import FakeSealing
 
 MESSAGE = encode(RootfsContent([[Inode(1, Kind.DIR)]], [ChunkVerity(sha256(b"chunk"), bytes(32))]))
 STORED = compress(MESSAGE)
@@ -76,9 +79,9 @@ def mounts() -> Mounts:
     return Mounts()
 
 
-def make(root: Path, hosts: Registries, mounts: Mounts) -> Layers:
+def make(root: Path, hosts: Registries, mounts: Mounts, sealing: Sealing | None = None) -> Layers:
     origins = Origins(lambda namespace: None, lambda name: [])
-    return Layers(root, origins, Sources(hosts), mounts, Cached(), lambda places, stores: None)
+    return Layers(root, origins, Sources(hosts), mounts, Cached(), lambda places, stores: None, sealing)
 
 
 def layer(stored: bytes = STORED, message: bytes = MESSAGE, verity: bytes | None = None) -> MetadataLayer:
@@ -241,3 +244,52 @@ def test_a_full_disk_is_said_with_image_and_layer_and_leaves_nothing(
         layers.ensure(layer(), f"{registry.host}/app:1", "default")
     assert files(tmp_path) == []
     assert mounts.mounted == {}
+
+
+def damage(metadata: Path) -> None:
+    """Change a bit of the file's last byte."""
+    content = metadata.read_bytes()
+    metadata.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_metadata_that_was_damaged_on_this_node_is_fetched_again(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    make(tmp_path, hosts, mounts).ensure(layer(), f"{registry.host}/app:1", "default")
+    (_, metadata, _) = mounts.mounted.popitem()[1]
+    damage(metadata)
+    make(tmp_path, hosts, mounts).ensure(layer(), f"{registry.host}/app:1", "default")
+    assert metadata.read_bytes() == MESSAGE
+    assert list(mounts.mounted) == [to_text(sha256(MESSAGE))]
+
+
+def test_metadata_that_was_damaged_is_not_mounted_again_by_a_start(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    make(tmp_path, hosts, mounts).ensure(layer(), f"{registry.host}/app:1", "default")
+    (_, metadata, _) = mounts.mounted.popitem()[1]
+    damage(metadata)
+    failed = make(tmp_path, hosts, mounts).restore([(layer(), f"{registry.host}/app:1")])
+    assert "pull it again" in str(failed[sha256(MESSAGE)])
+    assert mounts.mounted == {}
+
+
+def test_metadata_is_sealed_before_it_gets_its_name_and_measured_after_a_start(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = FakeSealing()
+    make(tmp_path, hosts, mounts, kernel).ensure(layer(), f"{registry.host}/app:1", "default")
+    assert list(kernel.sealed.values()) == [verity_digest(MESSAGE)]
+    assert not kernel.names[0].endswith("/metadata")
+    mounts.mounted.clear()
+    monkeypatch.setattr(layers_module, "sha256", lambda data: pytest.fail("hashed, though it is sealed"))
+    assert make(tmp_path, hosts, mounts, kernel).restore([(layer(), f"{registry.host}/app:1")]) == {}
+
+
+def test_a_label_that_lies_about_the_fs_verity_digest_spoils_no_metadata(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    kernel = FakeSealing()
+    make(tmp_path, hosts, mounts, kernel).ensure(layer(), f"{registry.host}/app:1", "default")
+    mounts.mounted.clear()
+    assert make(tmp_path, hosts, mounts, kernel).restore([(layer(verity=bytes(32)), None)]) == {}

@@ -1,0 +1,160 @@
+"""No byte of a cached file is believed unchecked: by the kernel where it is sealed, by its hash wherever it was not."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from snapshotter.chunkstore import directory
+from snapshotter.chunkstore.directory import ChunkDirectory
+from snapshotter.errors import CorruptError
+from snapshotter.format.digest import Digest, sha256
+from snapshotter.format.verity import verity_digest
+from tests.support.sealing import FakeSealing
+
+RAW = b"a chunk" * 3000
+DIGEST = sha256(RAW)
+FLIPPED = RAW[:5000] + bytes([RAW[5000] ^ 4]) + RAW[5001:]
+
+
+@pytest.fixture
+def kernel() -> FakeSealing:
+    return FakeSealing()
+
+
+@pytest.fixture
+def sealed(tmp_path: Path, kernel: FakeSealing) -> ChunkDirectory:
+    chunks = ChunkDirectory(tmp_path, sealing=kernel)
+    chunks.store(DIGEST, RAW)
+    return chunks
+
+
+def named(digest: Digest) -> bytes | None:
+    """What an image names that is as it should be."""
+    return verity_digest(RAW) if digest == DIGEST else None
+
+
+def misnamed(digest: Digest) -> bytes | None:
+    """What a hostile image names."""
+    return bytes(32)
+
+
+def flip(path: str) -> None:
+    """Change a bit of the file, and set its times back."""
+    before = os.stat(path)
+    with open(path, "r+b") as file:
+        file.write(FLIPPED)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def no_hashing(data: bytes) -> Digest:
+    raise AssertionError("hashed, though the kernel checks it")
+
+
+# Without the kernel's help.
+
+
+def test_what_this_process_stored_is_not_believed_once_it_was_written_to(tmp_path: Path) -> None:
+    chunks = ChunkDirectory(tmp_path)
+    chunks.store(DIGEST, RAW)
+    assert chunks.load(DIGEST) == RAW
+    flip(chunks.file(DIGEST))
+    with pytest.raises(CorruptError, match="does not match its name"):
+        chunks.load(DIGEST)
+    assert chunks.load(DIGEST) is None
+
+
+def test_what_is_all_in_the_page_cache_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ChunkDirectory(tmp_path).store(DIGEST, RAW)
+    chunks = ChunkDirectory(tmp_path)
+    assert chunks.load(DIGEST) == RAW
+    monkeypatch.setattr(directory, "sha256", no_hashing)
+    assert chunks.load(DIGEST) == RAW
+
+
+def test_what_comes_from_the_disk_is_hashed_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = ChunkDirectory(tmp_path)
+    chunks.store(DIGEST, RAW)
+    hashed: list[bytes] = []
+
+    def count(data: bytes) -> Digest:
+        hashed.append(data)
+        return sha256(data)
+
+    monkeypatch.setattr(directory, "sha256", count)
+    monkeypatch.setattr(directory, "_read_from_page_cache", lambda descriptor, size: None)
+    assert [chunks.load(DIGEST), chunks.load(DIGEST)] == [RAW, RAW]
+    assert hashed == [RAW, RAW]
+
+
+def test_a_file_system_that_cannot_tell_is_taken_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = ChunkDirectory(tmp_path)
+    chunks.store(DIGEST, RAW)
+
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    flip(chunks.file(DIGEST))
+    with pytest.raises(CorruptError):
+        chunks.load(DIGEST)
+
+
+# Sealed.
+
+
+def test_a_chunk_is_sealed_before_it_gets_its_name(sealed: ChunkDirectory, kernel: FakeSealing) -> None:
+    assert [Path(name).parent.name for name in kernel.names] == [directory.TEMPORARY]
+    assert sealed.load(DIGEST) == RAW
+
+
+def test_a_chunk_that_cannot_be_sealed_is_not_kept(tmp_path: Path, kernel: FakeSealing) -> None:
+    kernel.refuse = OSError(errno.ENOSPC, "no space left")
+    chunks = ChunkDirectory(tmp_path, sealing=kernel)
+    with pytest.raises(OSError, match="no space"):
+        chunks.store(DIGEST, RAW)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_is_sealed_as_the_image_names_it_is_not_hashed(
+    tmp_path: Path, sealed: ChunkDirectory, kernel: FakeSealing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_a_start = ChunkDirectory(tmp_path, sealing=kernel)
+    monkeypatch.setattr(directory, "sha256", no_hashing)
+    assert after_a_start.load(DIGEST, named) == RAW
+    assert after_a_start.load(DIGEST, named) == RAW
+
+
+@pytest.mark.parametrize("verity_of", [None, misnamed, lambda digest: None], ids=["nothing", "wrong", "unknown"])
+def test_what_no_image_vouches_for_is_hashed_and_the_name_has_the_last_word(
+    verity_of: directory.VerityOf | None, tmp_path: Path, sealed: ChunkDirectory, kernel: FakeSealing
+) -> None:
+    assert ChunkDirectory(tmp_path, sealing=kernel).load(DIGEST, verity_of) == RAW
+
+
+def test_another_file_that_is_sealed_under_the_name_is_dropped(tmp_path: Path, kernel: FakeSealing) -> None:
+    impostor = ChunkDirectory(tmp_path, sealing=kernel)
+    impostor.store(DIGEST, FLIPPED)
+    with pytest.raises(CorruptError):
+        ChunkDirectory(tmp_path, sealing=kernel).load(DIGEST, named)
+    assert impostor.load(DIGEST) is None
+
+
+def test_what_an_earlier_daemon_did_not_seal_is_hashed_then_sealed(tmp_path: Path, kernel: FakeSealing) -> None:
+    ChunkDirectory(tmp_path).store(DIGEST, RAW)
+    chunks = ChunkDirectory(tmp_path, sealing=kernel)
+    assert chunks.load(DIGEST, named) == RAW
+    assert list(kernel.sealed.values()) == [verity_digest(RAW)]
+
+
+def test_what_the_kernel_refuses_to_read_is_dropped(sealed: ChunkDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(directory, "_read", refuse)
+    with pytest.raises(CorruptError, match="fails fs-verity"):
+        sealed.load(DIGEST, named)
+    assert not sealed.exists(DIGEST)
