@@ -27,6 +27,7 @@ from typing import Protocol
 from snapshotter.chunkstore.base import BlobReader
 from snapshotter.chunkstore.directory import Sealing
 from snapshotter.chunkstore.publish import publish
+from snapshotter.chunkstore.retry import Patience, RetryPolicy
 from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
@@ -42,6 +43,8 @@ METADATA_STORED_MAX = 256 << 20
 """Largest stored metadata blob, in bytes."""
 METADATA_MAX = 1 << 30
 """Largest metadata message, in bytes: about six million inodes."""
+FETCH_PATIENCE = RetryPolicy(attempts=4, first_pause=0.25, longest_retry_after=5.0, deadline=60.0)
+"""How a layer's metadata and indexes are asked for: containerd prepares no other layer of the image meanwhile."""
 RESTORE_THREADS = 8
 MERGED_PACKS_MAX = 64
 """Most packs in which the chunks of one mounted layer are looked for, over all images that it is in."""
@@ -218,9 +221,11 @@ class Layers:
     def _fetch(self, layer: MetadataLayer, source: LayerSource) -> None:
         """Bring metadata and pack indexes to this node, at the same time, and publish the metadata if it is right."""
         stores = self._sources.open(source)
+        # A pull that one answer of 503 fails would be retried by nobody: containerd's clients do not.
+        patience = Patience(FETCH_PATIENCE)
         with ThreadPoolExecutor(1, "indexes") as pool:
-            indexes = pool.submit(self._fetch_indexes, layer.packs, stores)
-            message = _first(stores, lambda store: _message(store, layer))
+            indexes = pool.submit(patience.run, lambda: self._fetch_indexes(layer.packs, stores))
+            message = patience.run(lambda: _first(stores, lambda store: _message(store, layer)))
             indexes.result()
         publish(self._metadata(layer.diff_id), message, None if self._sealing is None else self._sealing.enable)
 

@@ -150,7 +150,9 @@ def started(
     directory = Path(tempfile.mkdtemp(prefix="n-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
-        snapshotter = Snapshotter(directory / "s", plain_http=[server.relay.address], read_timeout=5)
+        snapshotter = Snapshotter(
+            directory / "s", [server.relay.address], read_timeout=5, containerd=directory / "c/containerd.sock"
+        )
         stack.callback(snapshotter.stop)
         root = str(snapshotter.root)
         containerd = Containerd(
