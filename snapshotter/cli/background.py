@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from snapshotter.cli import exits
+from snapshotter.errors import InvalidError
 
 SYSLOG = "/dev/log"
 
@@ -77,14 +78,26 @@ def _leave_the_terminal() -> None:
 
 @contextlib.contextmanager
 def reported_to(fifo: Path | None) -> Iterator[Callable[[], None]]:
-    """Writes ``s`` to the init fifo when the yielded function is called, ``f`` if the block fails before that."""
+    """Writes ``s`` to the init fifo when the yielded function is called, ``f`` if the block fails before that.
+
+    Writing waits until somebody reads.
+
+    Raises:
+        InvalidError: there is no such fifo.
+    """
+    if fifo is not None and not fifo.is_fifo():
+        raise InvalidError(f"{fifo} is no fifo; make one with mkfifo")
     told = False
 
     def tell(letter: str) -> None:
         nonlocal told
         if fifo is not None and not told:
             told = True
-            fifo.write_text(letter)
+            descriptor = os.open(fifo, os.O_WRONLY | os.O_CLOEXEC)  # which makes no file where the fifo has gone
+            try:
+                os.write(descriptor, letter.encode())
+            finally:
+                os.close(descriptor)
 
     try:
         yield lambda: tell("s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from snapshotter.cli.output import reporter
 from snapshotter.cli.signals import ended_by_signals
 from snapshotter.daemon.images import open_image
 from snapshotter.errors import FailedPreconditionError, NotFoundError
-from snapshotter.mount import mounting
+from snapshotter.mount import mounting, overlay
 from snapshotter.mount.failures import FailureReporter
 from snapshotter.mount.libfuse import serve
 from snapshotter.mount.options import parse_options
@@ -82,53 +83,103 @@ def build(rootfs: Path, image: str, base_layer: str | None, compression: bool, u
     print(f"puzzlefs image manifest digest: {built.verity.hex()}")
 
 
+def _hex_digest(_: click.Context, __: click.Parameter, text: str | None) -> bytes | None:
+    """An fs-verity digest as upstream's program takes it: 64 hexadecimal digits of either case."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise click.BadParameter(
+            f"{text[:100]!r} is not an fs-verity digest: 64 hexadecimal digits, as puzzlefs build prints them"
+        )
+    return bytes.fromhex(text)
+
+
 @click.command(short_help="Mount an image.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
-@click.option("-i", "--init-fifo", type=click.Path(path_type=Path), help="Write 's' to this fifo when mounted, 'f' on failure.")
+@click.option(
+    "-i",
+    "--init-fifo",
+    "--init-pipe",
+    type=click.Path(path_type=Path),
+    help="Write 's' to this fifo when mounted, 'f' on failure.",
+)
 @click.option("-o", "options", multiple=True, metavar="OPTION[,OPTION…]", help="Mount options, e.g. allow_other.")
+@click.option(
+    "-d", "--digest", metavar="HEX", callback=_hex_digest, help="The manifest's fs-verity digest; refuse another image."
+)
+@click.option("-w", "--writable", is_flag=True, help="Let DIR be written: changes go to DIR/upper. Needs root.")
+@click.option(
+    "-p", "--persist", type=click.Path(path_type=Path), metavar="UPPER", help="Keep the changes in this directory; implies -w."
+)
 @image_argument
 @click.argument("mountpoint", metavar="DIR", type=click.Path(path_type=Path))
-def mount(foreground: bool, init_fifo: Path | None, options: tuple[str, ...], image: str, mountpoint: Path) -> None:
+def mount(
+    foreground: bool,
+    init_fifo: Path | None,
+    options: tuple[str, ...],
+    digest: bytes | None,
+    writable: bool,
+    persist: Path | None,
+    image: str,
+    mountpoint: Path,
+) -> None:
     """Mount the image TAG of the OCI layout OCI_DIR on DIR, read-only.
 
     Root is not needed, fusermount3 is. The command returns when the mount is there. `puzzlefs umount DIR` undoes it. An image
     of several layers is shown merged.
+
+    With --digest the image is the one that was built, or is not mounted: the manifest is checked against HEX, the metadata
+    against the manifest, and every chunk against the metadata as it is read. `puzzlefs enable-fs-verity` has the kernel check
+    the files too.
+
+    With --writable, DIR shows an overlay over the image. The changes stay in DIR/upper, or in UPPER, for the next mount.
     """
-    store, tag = _layout(image)
-    where = mountpoint.absolute()
-    chosen = parse_options(options, f"puzzlefs:{image}")
-    if not where.is_dir():
-        raise NotFoundError(f"{mountpoint} is not a directory: name the directory to mount on")
+    with reported_to(init_fifo) as told:
+        store, tag = _layout(image)
+        where = mountpoint.absolute()
+        chosen = parse_options(options, f"puzzlefs:{image}")
+        if not where.is_dir():
+            raise NotFoundError(f"{mountpoint} is not a directory: name the directory to mount on")
+        stacked = writable or persist is not None
+        if stacked and foreground:
+            raise click.UsageError("a writable mount has no process that could stay in the foreground: leave out -f")
+        if stacked:
+            overlay.prepare(where, persist)
+        lower = overlay.lower(where) if stacked else where
 
-    def work(ready: Callable[[], None]) -> None:
-        with (
-            reported_to(init_fifo) as told,
-            open_image(store, tag, Platform.of_this_machine()) as opened,
-        ):
+        def work(ready: Callable[[], None]) -> None:
+            with open_image(store, tag, Platform.of_this_machine(), digest) as opened:
+                tree = Tree(opened.rootfs, as_layer=False)
+                failures = FailureReporter(lambda failure: _log.error("%s", failure))
+                try:
+                    serve(tree, opened.chunks, lower, chosen, ready, partial(failures.report, opened.name, tree))
+                finally:
+                    failures.close()
 
-            def mounted() -> None:
-                told()
-                ready()
-
-            tree = Tree(opened.rootfs, as_layer=False)
-            failures = FailureReporter(lambda failure: _log.error("%s", failure))
+        if foreground:
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            work(told)
+            return
+        status = in_background(work)
+        if status:
+            sys.exit(status)
+        if stacked:
             try:
-                serve(tree, opened.chunks, where, chosen, mounted, partial(failures.report, opened.name, tree))
-            finally:
-                failures.close()
-
-    if foreground:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        work(lambda: None)
-    else:
-        sys.exit(in_background(work))
+                overlay.stack(where, persist)
+            except BaseException:
+                mounting.unmount(lower)
+                raise
+        told()
 
 
 @click.command(short_help="Unmount an image.")
 @click.argument("mountpoint", metavar="DIR", type=click.Path(path_type=Path))
 def umount(mountpoint: Path) -> None:
-    """Undo `puzzlefs mount`."""
+    """Undo `puzzlefs mount`. The changes of a writable mount are kept."""
     where = mountpoint.absolute()
+    if overlay.is_stacked(where):
+        overlay.unstack(where)
+        return
     found = mounting.find(where)
     if found is None or found.fs_type != mounting.FS_TYPE:
         raise NotFoundError(f"{mountpoint} is no PuzzleFS mount")

@@ -8,11 +8,11 @@ cannot be shown this way.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from snapshotter.build.flatten import flatten
+from snapshotter.build.layout import ROOTFS_TYPE, VERITY_ANNOTATION
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import layout_chain, packs_chain
 from snapshotter.chunkstore.stats import Stats
@@ -24,12 +24,11 @@ from snapshotter.format.codec import encode
 from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.verity import verity_digest
 from snapshotter.registry import documents
 from snapshotter.registry.base import LOCAL_MANIFEST_MAX, Descriptor
 from snapshotter.registry.layout import LayoutReader
 from snapshotter.registry.platforms import Platform, select
-
-UPSTREAM_ROOTFS = "application/vnd.puzzlefs.image.rootfs.v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +41,24 @@ class OpenImage:
 
 
 @contextlib.contextmanager
-def open_image(store: LayoutReader, reference: str, platform: Platform) -> Iterator[OpenImage]:
+def open_image(store: LayoutReader, reference: str, platform: Platform, digest: bytes | None = None) -> Iterator[OpenImage]:
     """The image `reference` of `store` (of an index, the one for `platform`), open for as long as the block lasts.
+
+    If `digest` is given, its manifest has that fs-verity digest. Everything else is named by the manifest, directly or through
+    the metadata, with a digest that is checked, so no other image is opened and no other byte is read.
 
     Raises:
         NotFoundError: there is no such image.
         InvalidError: it is no PuzzleFS image.
-        CorruptError, UnavailableError: it cannot be read.
+        CorruptError, UnavailableError: it cannot be read, or is not the one with that digest.
     """
     name = f"{store.name}:{reference}"
-    manifest = _manifest(store, reference, platform, name)
+    data = _manifest(store, reference, platform, name)
+    if digest is not None and (found := verity_digest(data)) != digest:
+        raise CorruptError(f"the manifest of {name} has the fs-verity digest {found.hex()}, not {digest.hex()}")
+    manifest = documents.parse_object(data, name, LOCAL_MANIFEST_MAX)
     layers = [documents.descriptor_from_json(layer, name) for layer in manifest.get("layers", [])]
-    if layers and layers[0].media_type == UPSTREAM_ROOTFS:
+    if layers and layers[0].media_type == ROOTFS_TYPE:
         rootfs, chunks = _open_upstream(store, layers)
     else:
         rootfs, chunks = _open_packed(store, layers, name)
@@ -64,17 +69,21 @@ def open_image(store: LayoutReader, reference: str, platform: Platform) -> Itera
         rootfs.close()
 
 
-def _manifest(store: LayoutReader, reference: str, platform: Platform, name: str) -> Mapping[str, Any]:
+def _manifest(store: LayoutReader, reference: str, platform: Platform, name: str) -> bytes:
     descriptor, data = store.manifest(reference)
     if documents.is_index(descriptor.media_type):
         entries = [documents.descriptor_from_json(entry, name) for entry in documents.parse_object(data, name)["manifests"]]
         _, data = store.manifest(to_text(select(entries, platform, name).digest))
-    return documents.parse_object(data, name, LOCAL_MANIFEST_MAX)
+    return data
 
 
 def _open_upstream(store: LayoutReader, layers: Sequence[Descriptor]) -> tuple[Rootfs, ChunkStore]:
     # The manifest of a delta lists the delta's chunks alone, so sizes of older ones are not known from it.
-    rootfs = Rootfs.open(_blob(store, layers[0], METADATA_MAX))
+    message = _blob(store, layers[0], METADATA_MAX)
+    declared = layers[0].annotations.get(VERITY_ANNOTATION)
+    if declared is not None and declared.lower() != verity_digest(message).hex():
+        raise CorruptError(f"{store.name}: the fs-verity digest of the metadata is not the one that its manifest states")
+    rootfs = Rootfs.open(message)
     return rootfs, layout_chain(store, store.blob_size, Stats())
 
 
