@@ -17,12 +17,14 @@ from snapshotter.build import mtimes
 from snapshotter.build.extract import extract as extract_tree
 from snapshotter.build.layout import build_layout
 from snapshotter.build.progress import Progress
+from snapshotter.build.sealing import seal_image
 from snapshotter.build.upstream import build_upstream
 from snapshotter.cli.background import in_background, reported_to
-from snapshotter.cli.output import reporter
+from snapshotter.cli.output import reporter, size
 from snapshotter.cli.signals import ended_by_signals
 from snapshotter.daemon.images import open_image
 from snapshotter.errors import FailedPreconditionError, NotFoundError
+from snapshotter.format import fsverity
 from snapshotter.mount import mounting, overlay
 from snapshotter.mount.failures import FailureReporter
 from snapshotter.mount.libfuse import serve
@@ -210,3 +212,27 @@ def extract(image: str, directory: Path) -> None:
             report.step(line)
         if done.problem_count > len(done.problems):
             report.step(f"and {done.problem_count - len(done.problems)} more that could not be set")
+
+
+@click.command(short_help="Have the kernel's fs-verity protect an image.")
+@image_argument
+@click.argument("digest", metavar="HEX", callback=_hex_digest)
+def enable_fs_verity(image: str, digest: bytes) -> None:
+    """Seal the files of the image TAG in the OCI layout OCI_DIR, whose manifest has the fs-verity digest HEX.
+
+    The kernel then checks every byte that is read of them, and lets nobody write to them. Each file is compared with what the
+    image says of it before it is sealed. HEX is what `puzzlefs build` printed.
+    """
+    store, tag = _layout(image)
+    with ended_by_signals(), reporter() as report:
+        done = seal_image(
+            store,
+            tag,
+            digest,
+            fsverity,
+            Platform.of_this_machine(),
+            lambda now: report.advance(f"sealing {now.what}", now.done, now.total),
+        )
+    if done.unrecorded:
+        print(f"note: {done.unrecorded} chunks have another fs-verity digest than the image records; they are right by name")
+    print(f"{done.files} files ({size(done.bytes)}) are sealed")

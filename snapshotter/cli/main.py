@@ -18,6 +18,7 @@ _COMMANDS = {
     "convert": "snapshotter.cli.images",
     "diff": "snapshotter.cli.examine",
     "doctor": "snapshotter.cli.doctor",
+    "enable-fs-verity": "snapshotter.cli.local",
     "extract": "snapshotter.cli.local",
     "inspect": "snapshotter.cli.examine",
     "mount": "snapshotter.cli.local",
@@ -38,7 +39,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
         if not isinstance(command, click.Command):
             raise TypeError(f"{_COMMANDS[cmd_name]}.{cmd_name} is no command")
         return command

@@ -239,6 +239,10 @@ class LayoutStore(LayoutReader):
         self._durable = durable
         super().__init__(called, self._directory)
 
+    def blob_path(self, digest: Digest) -> Path:
+        """Where the blob's file is, or would be."""
+        return self._directory.path(digest)
+
     def put_blob(self, blob: Descriptor, data: BinaryIO) -> bool:
         """See `ImageStore`. The blob's bytes are on the disk when this returns, its name when a tag is put."""
         with self._writing(f"blob {to_text(blob.digest)}"):
