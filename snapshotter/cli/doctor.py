@@ -11,9 +11,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from snapshotter.cli.node import address_option
 from snapshotter.cli.output import safe
 from snapshotter.daemon.config import DEFAULT_PATH
-from snapshotter.daemon.containerd import DEFAULT_ADDRESS
 from snapshotter.doctor.collect import Request, examine
 from snapshotter.doctor.finding import Finding, Level, worst
 from snapshotter.registry import reference as references
@@ -28,15 +28,7 @@ _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
 @click.command(short_help="Check this node: kernel, daemon, containerd, images.")
 @click.argument("ref", required=False)
-@click.option(
-    "-a",
-    "--address",
-    type=click.Path(path_type=Path),
-    envvar="CONTAINERD_ADDRESS",
-    default=DEFAULT_ADDRESS,
-    show_default=True,
-    help="containerd's socket.",
-)
+@address_option
 @click.option(
     "--containerd-config",
     type=click.Path(dir_okay=False),

@@ -20,6 +20,7 @@ _COMMANDS = {
     "doctor": "snapshotter.cli.doctor",
     "enable-fs-verity": "snapshotter.cli.local",
     "extract": "snapshotter.cli.local",
+    "images": "snapshotter.cli.listing",
     "inspect": "snapshotter.cli.examine",
     "mount": "snapshotter.cli.local",
     "pull": "snapshotter.cli.node",

@@ -17,10 +17,7 @@ from snapshotter.format.digest import to_text
 from snapshotter.registry import reference as references
 from snapshotter.registry.platforms import Platform
 
-
-@click.command(short_help="Pull an image into containerd without downloading it.")
-@click.argument("ref")
-@click.option(
+address_option = click.option(
     "-a",
     "--address",
     type=click.Path(path_type=Path),
@@ -29,6 +26,11 @@ from snapshotter.registry.platforms import Platform
     show_default=True,
     help="containerd's socket.",
 )
+
+
+@click.command(short_help="Pull an image into containerd without downloading it.")
+@click.argument("ref")
+@address_option
 @click.option(
     "-n",
     "--namespace",

@@ -34,6 +34,26 @@ class ImageFacts:
     layers: Sequence[LayerFacts] = ()
     error: str = ""
 
+    @property
+    def lazy_layers(self) -> int:
+        """Layers that are mounted lazily."""
+        return sum(layer.lazy for layer in self.layers)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers, as the registry has them."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def downloaded(self) -> int:
+        """Bytes of the layers that containerd's content store has whole."""
+        return sum(layer.size for layer in self.layers if layer.downloaded)
+
+    @property
+    def cached(self) -> int:
+        """Bytes that the layers take on this node; what layers share counts for each."""
+        return sum(layer.cached for layer in self.layers)
+
 
 def check_image(image: ImageFacts) -> Finding:
     """One line for an image."""
@@ -41,13 +61,10 @@ def check_image(image: ImageFacts) -> Finding:
     if image.error:
         return warn(check, f"cannot be looked into: {image.error}", "pull it again")
     ours = [layer for layer in image.layers if layer.puzzlefs]
-    total = sum(layer.size for layer in image.layers)
     if not ours:
-        return ok(check, f"an ordinary image of {_mb(total)}", "puzzlefs convert makes it lazy")
-    downloaded = sum(layer.size for layer in image.layers if layer.downloaded)
-    cached = sum(layer.cached for layer in ours)
-    lazy = sum(layer.lazy for layer in ours)
-    figures = f"{_mb(cached)} of its files are here, {_mb(downloaded)} of its {_mb(total)} were downloaded whole"
+        return ok(check, f"an ordinary image of {_mb(image.size)}", "puzzlefs convert makes it lazy")
+    lazy, here = image.lazy_layers, sum(layer.cached for layer in ours)
+    figures = f"{_mb(here)} of its files are here, {_mb(image.downloaded)} of its {_mb(image.size)} were downloaded whole"
     if not any(layer.lazy or layer.unpacked for layer in image.layers):
         text = f"PuzzleFS, but not unpacked with this snapshotter; {figures}"
         return warn(check, text, f"puzzlefs pull {image.name}")

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from package import deb
 from snapshotter import __version__
 from snapshotter.cli.main import puzzlefs
-from tests.support import chroots
+from tests.package.conftest import FILES, INSTALL
 from tests.support.chroots import Chroot
 
 pytestmark = pytest.mark.root
 
-# what the package depends on, and what looks at it here
-PACKAGES = ("fuse3", "init-system-helpers", "libfuse3-3", "libstdc++6", "man-db", "python3", "systemd")
 CONFIG = "/etc/puzzlefs/config.toml"
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package."""
-    return deb.build(tmp_path_factory.mktemp("deb"), datetime.date(2026, 1, 2))
-
-
-@pytest.fixture(scope="module")
-def debian(package: Path) -> Iterator[Chroot]:
-    """A Debian in which it is installed."""
-    with chroots.debian(*PACKAGES) as chroot:
-        shutil.copy(package, chroot.root / "root/p.deb")
-        chroot.shell("dpkg -i /root/p.deb")
-        yield chroot
 
 
 def test_commands_run(debian: Chroot) -> None:
@@ -104,22 +81,20 @@ def test_completions(debian: Chroot) -> None:
     assert "complete " in debian.shell("cat /usr/share/fish/vendor_completions.d/puzzlefs.fish")
 
 
-def test_removed_and_purged(package: Path) -> None:
-    """Removal keeps configuration and state; an installation after it finds both; a purge leaves nothing."""
-    with chroots.debian(*PACKAGES) as debian:
-        before = debian.shell("find / -xdev -not -path '/tmp/*' -not -path '/var/*' | sort")
-        shutil.copy(package, debian.root / "tmp/p.deb")
-        debian.shell(f"dpkg -i /tmp/p.deb; echo 'log_level = \"debug\"' >{CONFIG}; mkdir -p /var/lib/puzzlefs/s/1")
-        assert debian.shell(f"stat -c %a {CONFIG}") == "600\n"
+def test_installed_again_removed_and_purged(debian: Chroot) -> None:
+    """A changed configuration survives an installation; removal keeps it and the state; a purge leaves nothing.
 
-        debian.shell("dpkg -i /tmp/p.deb")
-        assert debian.shell(f"cat {CONFIG}") == 'log_level = "debug"\n'
-        debian.shell("dpkg -r puzzlefs-snapshotter")
-        assert debian.shell("ls /usr/lib/puzzlefs /usr/bin/puzzlefs 2>/dev/null || true") == ""
-        assert debian.shell(f"cat {CONFIG}; ls /var/lib/puzzlefs") == 'log_level = "debug"\ns\n'
+    The last test of this module: the package is gone after it.
+    """
+    assert debian.shell(f"stat -c %a {CONFIG}") == "600\n"
+    debian.shell(f"echo 'log_level = \"debug\"' >{CONFIG}; mkdir -p /var/lib/puzzlefs/s/1; {INSTALL}")
+    assert debian.shell(f"cat {CONFIG}") == 'log_level = "debug"\n'
+    assert debian.shell("systemctl is-enabled puzzlefs-snapshotter.service") == "enabled\n"
 
-        debian.shell("dpkg -i /tmp/p.deb")
-        assert debian.shell("systemctl is-enabled puzzlefs-snapshotter.service") == "enabled\n"
-        debian.shell("dpkg -P puzzlefs-snapshotter")
-        assert debian.shell("find / -xdev -not -path '/tmp/*' -not -path '/var/*' | sort") == before
-        assert debian.shell("find / -xdev -name '*puzzlefs*' -not -path '/tmp/*'") == ""
+    debian.shell("dpkg -r puzzlefs-snapshotter")
+    assert debian.shell("ls /usr/lib/puzzlefs /usr/bin/puzzlefs 2>/dev/null || true") == ""
+    assert debian.shell(f"cat {CONFIG}; ls -d /var/lib/puzzlefs/s") == 'log_level = "debug"\n/var/lib/puzzlefs/s\n'
+
+    debian.shell("dpkg -P puzzlefs-snapshotter")
+    assert debian.shell(f"{FILES} | diff /tmp/before - || true") == ""
+    assert debian.shell("find / -xdev -name '*puzzlefs*' -not -path '/tmp/*' -not -path '/run/*'") == ""

@@ -31,8 +31,8 @@ class Chroot:
         Raises:
             CommandError: it failed, and `check` is set.
         """
-        # PWD is that of a directory outside
-        return run("env", "PWD=/", "chroot", self.root, *command, check=check, timeout=timeout)
+        # those two name directories outside
+        return run("env", "PWD=/", "TMPDIR=/tmp", "chroot", self.root, *command, check=check, timeout=timeout)
 
     def shell(self, script: str, timeout: float = 120) -> str:
         """What a shell script printed, both streams.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.snapshotter import puzzlefs
-from tests.system.conftest import Node, Published
+from tests.system.conftest import Node, Published, Server
 
 pytestmark = pytest.mark.root
 
@@ -23,7 +23,7 @@ def _examined(node: Node, *more: str, status: int) -> dict[str, dict[str, str]]:
     return {found["check"]: found for found in json.loads(done.stdout)["findings"]}
 
 
-def test_what_it_finds(node: Node, plain: Published) -> None:
+def test_what_it_finds(node: Node, server: Server, plain: Published) -> None:
     """A lazy image, an ordinary one, and one that a client downloaded; and the registry of the first."""
     lazy = node.pull_lazily(plain.lazy)
     ordinary = node.pull(plain.ordinary, "puzzlefs")
@@ -44,6 +44,13 @@ def test_what_it_finds(node: Node, plain: Published) -> None:
     assert found[f"image.{name}/{lazy}"]["text"].startswith("lazy: ")
     assert "0.0 MB of its" in found[f"image.{name}/{lazy}"]["text"], "no layer was downloaded"
     assert found[f"image.{name}/{ordinary}"]["text"].startswith("an ordinary image")
+
+    listed = {
+        line.split()[1]: line.split()[2:] for line in puzzlefs("images", "-a", node.containerd.socket).stdout.splitlines()
+    }
+    assert listed[lazy][0] == "/".join([str(len(server.layers(plain.lazy)))] * 2)
+    quiet = puzzlefs("images", "-a", node.containerd.socket, "--lazy", "--quiet").stdout
+    assert quiet == f"{name} {lazy}\n"
 
     node.containerd.ctr("content", "fetch", "--plain-http", lazy)
     downloaded = _examined(node, status=0)[f"image.{name}/{lazy}"]
