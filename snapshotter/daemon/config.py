@@ -39,7 +39,8 @@ class Config:
     EIO. `metrics_address`: a loopback ``HOST:PORT`` where metrics can be had besides the status socket, None for none.
     `mount_workers`: processes that serve mounts. `fs_verity`: whether the kernel's is to check this node's files.
     `registries`: settings by registry host, as references name it. `containerd_address`: containerd's own socket.
-    `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are asked before registries. `allowed_registries`: None for all.
+    `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are asked before registries.
+    `allowed_registries`: None for all.
     """
 
     root: Path = Path("/var/lib/puzzlefs")
