@@ -29,16 +29,17 @@ class Cutting:
     """How data is cut: the algorithm and its sizes in bytes.
 
     `algorithm` 2020 is FastCDC with the two-byte rolling step (and upstream's cut points), 2016 the original. A file of
-    at least `align` bytes is cut on its own, smaller ones are run together in walk order; with None all files are one
-    stream, as upstream has it. File-aligned from 16 KiB on, ten versions of a Debian root file system took 301 MB of
-    chunks against 317 MB with one stream.
+    at least `align` bytes is cut on its own, smaller ones are run together in walk order. A run ends with the directory in
+    which it has come to `group` bytes; with None it never does. With `align` None all files are one stream, as upstream
+    has it. docs/decisions/cutting.md has the figures.
     """
 
     algorithm: Literal["2020", "2016"] = "2020"
     minimum: int = 16 * KIB
     average: int = 64 * KIB
     maximum: int = 256 * KIB
-    align: int | None = 16 * KIB
+    align: int | None = 32 * KIB
+    group: int | None = 16 * KIB
 
     def __post_init__(self) -> None:
         """Check the sizes.
@@ -55,9 +56,11 @@ class Cutting:
             )
         if self.align is not None and self.align < 1:
             raise InvalidError(f"files cannot be aligned from {self.align} bytes on")
+        if self.group is not None and self.group < 1:
+            raise InvalidError(f"files cannot be run together to {self.group} bytes")
 
 
-UPSTREAM_CUTTING = Cutting(align=None)
+UPSTREAM_CUTTING = Cutting(align=None, group=None)
 """What upstream PuzzleFS does: one stream of all files, 16/64/256 KiB."""
 
 

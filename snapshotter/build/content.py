@@ -62,7 +62,7 @@ def layer_from_tar(
         reader.drain()
         # What was cut as it passed must not be cut again with the rest.
         cutter.finish()
-        cutter.cut_together(number(root).contents(), open_content)
+        cutter.cut_together(number(root).contents_by_directory(), open_content)
         cutter.finish()
     finally:
         spool.close()
@@ -84,7 +84,8 @@ def layer_from_directory(
     """
     root = walk(path, every_xattr=every_xattr)
     cutter = FileCutter(cutting, encoder)
-    contents = list(number(root).contents())
+    numbering = number(root)
+    contents = list(numbering.contents())
     total = sum(content.size for content in contents)
     done = 0
 
@@ -99,7 +100,10 @@ def layer_from_directory(
             check_empty(content.path, content.stamp)
         elif cutter.stands_alone(content.size):
             cutter.cut_alone(content, open_file(content))
-    cutter.cut_together((content for content in contents if not cutter.stands_alone(content.size)), open_file)
+    small = (
+        [content for content in found if not cutter.stands_alone(content.size)] for found in numbering.contents_by_directory()
+    )
+    cutter.cut_together(small, open_file)
     cutter.finish()
     return root
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from snapshotter.errors import CorruptError
@@ -122,12 +123,21 @@ class Numbering:
     inodes: Sequence[tuple[int, Node]]
     entries: Sequence[Sequence[DirEntry]]
     """As many as `inodes`; empty for what is not a directory."""
+    directories: Sequence[int]
+    """For every directory, as they are visited, the place in `inodes` of the first one that has its first name there."""
 
     def contents(self) -> Iterator[Content]:
         """The files' contents, each once, in the order in which they form the data stream."""
         for _, node in self.inodes:
             if node.content is not None:
                 yield node.content
+
+    def contents_by_directory(self) -> Iterator[Sequence[Content]]:
+        """`contents`, those of each directory together."""
+        for start, end in pairwise([*self.directories, len(self.inodes)]):
+            found = [node.content for _, node in self.inodes[start:end] if node.content is not None]
+            if found:
+                yield found
 
 
 def number(root: Node) -> Numbering:
@@ -144,9 +154,11 @@ def number(root: Node) -> Numbering:
     order: list[tuple[int, Node]] = [(ROOT_INO, root)]
     entries: dict[int, Sequence[DirEntry]] = {}
     following = ROOT_INO + 1
+    starts = []
     pending = [root]
     while pending:
         directory = pending.pop()
+        starts.append(len(order))
         found = []
         below = []
         for name, node in sorted(directory.names().items()):
@@ -161,7 +173,7 @@ def number(root: Node) -> Numbering:
             following += 1
         entries[id(directory)] = found
         pending.extend(reversed(below))
-    return Numbering(order, [entries.get(id(node), ()) for _, node in order])
+    return Numbering(order, [entries.get(id(node), ()) for _, node in order], starts)
 
 
 def inodes(numbering: Numbering) -> list[Inode]:

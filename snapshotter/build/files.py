@@ -1,4 +1,4 @@
-"""Cuts the files of a tree: each large one on its own, the small ones run together in walk order.
+"""Cuts the files of a tree: each large one on its own, the small ones of neighbouring directories run together in walk order.
 
 The chunk lists are known only when all chunks have been encoded, so they are put into the `Content` objects by `finish`.
 """
@@ -18,6 +18,7 @@ class FileCutter:
     def __init__(self, cutting: Cutting, encoder: ParallelEncoder) -> None:
         """`encoder` takes the chunks; the caller ends it."""
         self._align = cutting.align
+        self._group = cutting.group
         self._cutter = Cutter(cutting)
         self._encoder = encoder
         self._runs: list[tuple[Sequence[Content], list[CutChunk]]] = []
@@ -30,11 +31,20 @@ class FileCutter:
         """Cut one file; `reader` is read to its end."""
         self._cut([content], reader)
 
-    def cut_together(self, contents: Iterable[Content], open_content: Callable[[Content], ByteReader]) -> None:
-        """Cut the files that are not cut yet as one stream, in the order given."""
-        rest = [content for content in contents if content.chunks is None]
-        if rest:
-            self._cut(rest, _Concatenated(open_content(content) for content in rest))
+    def cut_together(self, directories: Iterable[Iterable[Content]], open_content: Callable[[Content], ByteReader]) -> None:
+        """Cut the files that are not cut yet in runs, in the order given; a run ends only where a directory does."""
+        run: list[Content] = []
+        size = 0
+        for contents in directories:
+            for content in contents:
+                if content.chunks is None:
+                    run.append(content)
+                    size += content.size
+            if self._group is not None and size >= self._group:
+                self._cut(run, _Concatenated(map(open_content, run)))
+                run, size = [], 0
+        if run:
+            self._cut(run, _Concatenated(map(open_content, run)))
 
     def finish(self) -> None:
         """Wait for the chunks, and give each content its chunk list."""

@@ -19,7 +19,7 @@ from snapshotter.build.rewrite import PackCopier
 from snapshotter.build.spool import ChunkSpool
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK, MetadataLayer, PackLayer
-from snapshotter.format.compression import compress
+from snapshotter.format.compression import METADATA_LEVEL, compress
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore
@@ -37,7 +37,8 @@ class SealedLayer:
 
 def seal(layer: BuiltLayer) -> SealedLayer:
     """Compress and name a layer's message. The same message gives the same bytes whatever the options of a build are."""
-    return SealedLayer(compress(layer.message), sha256(layer.message), verity_digest(layer.message), layer.chunks)
+    stored = compress(layer.message, METADATA_LEVEL)
+    return SealedLayer(stored, sha256(layer.message), verity_digest(layer.message), layer.chunks)
 
 
 @dataclass(slots=True)

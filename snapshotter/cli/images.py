@@ -19,6 +19,7 @@ from snapshotter.build.push import push as push_image
 from snapshotter.cli.output import Reporter, reporter, size
 from snapshotter.cli.registries import config_option, registries
 from snapshotter.cli.signals import ended_by_signals
+from snapshotter.format.compression import DEFAULT_LEVEL
 from snapshotter.format.digest import to_text
 from snapshotter.registry import transports
 from snapshotter.registry.base import ImageStore
@@ -53,7 +54,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="IMAGE",
                 help="Also reuse the packs of this image (docker://…). May be repeated.",
             ),
-            click.option("--level", type=click.IntRange(1, 19), default=3, show_default=True, help="zstd's level."),
+            click.option("--level", type=click.IntRange(1, 19), default=DEFAULT_LEVEL, show_default=True, help="zstd's level."),
             click.option(
                 "--temporary",
                 type=click.Path(path_type=Path, file_okay=False),

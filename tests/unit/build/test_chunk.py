@@ -119,6 +119,7 @@ def test_assign_refuses_what_does_not_add_up(sizes: list[int], chunks: list[int]
         {"maximum": 32 << 20},
         {"algorithm": "2019"},
         {"align": 0},
+        {"group": 0},
     ],
 )
 def test_sizes_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from snapshotter.build.chunk import Cutting
 from snapshotter.build.entries import from_rootfs, inodes, number
 from snapshotter.build.extract import extract
-from snapshotter.format.digest import sha256
+from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import Kind
 from snapshotter.format.verity import verity_digest
 from tests.support.builds import SMALL, Builder, at
 from tests.support.chunks import some_chunks
+from tests.support.golden_data import noise
 from tests.support.images import Layer
 from tests.support.strategies import Item, reordered, tar_of, trees
 from tests.support.trees import differences, look
@@ -132,6 +134,34 @@ def test_small_files_are_run_together_and_large_ones_start_a_chunk() -> None:
         assert alone is not None
         assert first[0].digest == second[0].digest == sha256(b"firstsecond")
         assert (first[0].offset, second[0].offset, alone[0].offset) == (0, 5, 0)
+
+
+def test_a_run_of_small_files_ends_with_the_directory_in_which_it_is_long_enough() -> None:
+    layer = Layer()
+    for directory, name, size in ((b"a", b"1", 100), (b"b", b"2", 150), (b"b", b"3", 60), (b"c", b"4", 300), (b"d", b"5", 1)):
+        layer.file(directory + b"/" + name, name * size)
+    with Builder(replace(SMALL, group=300)) as builder:
+        tree = builder.tar(layer.tar())
+        runs = [at(tree, path).content.chunks[0] for path in (b"a/1", b"b/2", b"b/3", b"c/4", b"d/5")]  # type: ignore[union-attr, index]
+    first = sha256(b"1" * 100 + b"2" * 150 + b"3" * 60)
+    assert [(chunk.digest, chunk.offset) for chunk in runs] == [
+        (first, 0),
+        (first, 100),
+        (first, 250),
+        (sha256(b"4" * 300), 0),
+        (sha256(b"5"), 0),
+    ]
+
+
+def test_what_changes_in_one_directory_changes_no_chunk_of_another() -> None:
+    def chunks(data: bytes) -> set[Digest]:
+        layer = Layer()
+        for place in range(40):
+            layer.file(b"%02d/small" % place, data if place == 7 else noise(str(place), 450))
+        with Builder(replace(SMALL, group=400)) as builder:
+            return set(builder.layer(builder.tar(layer.tar())).chunks)
+
+    assert len(chunks(b"before" * 70) ^ chunks(b"after" * 90)) == 2
 
 
 def test_equal_data_is_one_chunk() -> None:

@@ -76,6 +76,18 @@ def test_contents_come_once_each_in_the_order_of_the_numbers() -> None:
     assert list(number(root).contents()) == [second, first]
 
 
+def test_contents_by_directory_are_those_that_have_their_first_name_there() -> None:
+    contents = [Content(size) for size in range(1, 5)]
+    nodes = [Node(Kind.FILE, content=content) for content in contents]
+    root = directory(
+        a=directory(b=nodes[0], c=directory(d=nodes[1])), b=directory(), c=directory(e=nodes[0], f=nodes[2]), d=nodes[3]
+    )
+    numbering = number(root)
+    by_directory = list(numbering.contents_by_directory())
+    assert by_directory == [[contents[3]], [contents[0]], [contents[1]], [contents[2]]]
+    assert [content for found in by_directory for content in found] == list(numbering.contents())
+
+
 def test_depth_is_no_limit() -> None:
     root = node = Node(Kind.DIR)
     for _ in range(5000):
