@@ -25,6 +25,7 @@ _COMMANDS = {
     "mount": "snapshotter.cli.local",
     "pull": "snapshotter.cli.node",
     "push": "snapshotter.cli.images",
+    "status": "snapshotter.cli.status",
     "umount": "snapshotter.cli.local",
     "verify": "snapshotter.cli.examine",
 }

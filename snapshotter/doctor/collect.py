@@ -20,6 +20,7 @@ from snapshotter.doctor.registry import check_registry
 from snapshotter.doctor.running import containerd_facts
 from snapshotter.doctor.service import check_service
 from snapshotter.errors import PuzzlefsError
+from snapshotter.format.fsverity import Mode
 from snapshotter.registry.reference import Reference
 
 
@@ -39,7 +40,7 @@ def examine(request: Request) -> Iterator[Finding]:
     """All findings, each as soon as it is known, in the order in which a person would mend things."""
     config, config_error = _config(request)
     used = config or Config()
-    yield from check_kernel(kernel_facts(used.root))
+    yield from check_kernel(kernel_facts(used.root), require_verity=used.fs_verity is Mode.REQUIRE)
     facts, containerd_pid = containerd_facts(request.containerd_address, request.containerd_config)
     yield from check_service(service_facts(config, config_error, containerd_pid))
     yield from check_containerd(facts, str(used.address), str(used.root))

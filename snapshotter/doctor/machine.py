@@ -11,8 +11,11 @@ import socket
 import struct
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from snapshotter.daemon import statusclient
 from snapshotter.daemon.config import Config
 from snapshotter.doctor import kernel, service
 from snapshotter.errors import PuzzlefsError
@@ -132,6 +135,7 @@ def service_facts(config: Config | None, config_error: str, containerd_pid: int)
         namespaces=(_mount_namespace(daemon_pid), _mount_namespace(containerd_pid)),
         shared=_is_shared(config.root),
         waiting=_waiting(config.root),
+        status=None if refused else _status(config.address),
     )
 
 
@@ -179,6 +183,12 @@ def _is_shared(root: Path) -> bool:
         if info is not None and root.is_relative_to(info.mountpoint) and len(str(info.mountpoint)) >= len(found):
             found, shared = str(info.mountpoint), b" shared:" in line.partition(b" - ")[0]
     return shared
+
+
+def _status(address: Path) -> Mapping[str, Any] | None:
+    with contextlib.suppress(PuzzlefsError):
+        return statusclient.status(address)
+    return None
 
 
 def _waiting(root: Path) -> dict[str, int]:

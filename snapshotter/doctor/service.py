@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from snapshotter.daemon.config import Config
 from snapshotter.doctor.finding import Finding, fail, ok, warn
@@ -35,7 +36,8 @@ class ServiceFacts:
     the socket takes no connection, empty if it does. `unit`: properties of the systemd unit, empty without systemd or unit.
     `size` and `free`: bytes of the root's file system, 0 if unknown. `namespaces`: of daemon and containerd, what
     /proc/PID/ns/mnt says, empty where unknown. `shared`: whether mounts below the root propagate. `waiting`: for every mount
-    of ours the requests that the kernel has not got answers to.
+    of ours the requests that the kernel has not got answers to. `status`: what the daemon says of itself
+    (`daemon.status.Overview.to_json`), None where it cannot be asked.
     """
 
     config: Config | None
@@ -50,6 +52,7 @@ class ServiceFacts:
     namespaces: tuple[str, str] = ("", "")
     shared: bool = False
     waiting: Mapping[str, int] | None = None
+    status: Mapping[str, Any] | None = None
 
 
 def check_service(facts: ServiceFacts) -> list[Finding]:
@@ -64,7 +67,7 @@ def check_service(facts: ServiceFacts) -> list[Finding]:
         *_propagation(facts),
         _disk(facts, facts.config),
     ]
-    return [*findings, *_waiting(facts)]
+    return [*findings, *_waiting(facts), *_health(facts)]
 
 
 def _root(facts: ServiceFacts) -> Finding:
@@ -157,6 +160,29 @@ def _waiting(facts: ServiceFacts) -> list[Finding]:
         text = f"{len(stuck)} of {len(facts.waiting)} mounts have reads that wait: {places}"
         return [warn("daemon.mounts", text, "puzzlefs status shows for what")]
     return [ok("daemon.mounts", f"{len(facts.waiting)} layers are mounted, no read waits")]
+
+
+def _health(facts: ServiceFacts) -> list[Finding]:
+    """What the daemon itself complains of."""
+    if facts.status is None:
+        return []
+    check, look = "daemon.health", "puzzlefs status shows more, journalctl -u puzzlefs-snapshotter all"
+    findings = []
+    failed = facts.status["failed"]
+    if failed:
+        layer, why = next(iter(failed.items()))
+        text = f"{len(failed)} layers are not mounted: {layer[:19]}: {why}"
+        findings.append(fail(check, text, "remove the images that have them, and pull them again"))
+    silent = [str(worker["number"]) for worker in facts.status["workers"] if not worker["answers"] and worker["mounts"]]
+    if silent:
+        findings.append(fail(check, f"mount workers {', '.join(silent)} do not answer", look))
+    deaths = sum(worker["deaths"] for worker in facts.status["workers"])
+    if deaths:
+        findings.append(warn(check, f"mount workers died {deaths} times lately", look))
+    hung = sum(reads["hung"] for reads in facts.status["reads"].values())
+    if hung:
+        findings.append(warn(check, f"{hung} reads wait for longer than 5 s", look))
+    return findings or [ok(check, f"the daemon has served since {facts.status['started']} and complains of nothing")]
 
 
 def _gib(count: int) -> str:

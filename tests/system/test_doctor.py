@@ -37,6 +37,7 @@ def test_what_it_finds(node: Node, server: Server, plain: Published) -> None:
     assert found["containerd.plugin-loaded"]["level"] == "ok"
     assert "one mount namespace" in found["daemon.mount-propagation"]["text"]
     assert found["daemon.mounts"]["text"].endswith("no read waits")
+    assert "complains of nothing" in found["daemon.health"]["text"]
     for check in ("registry.manifest", "registry.format", "registry.ranges"):
         assert found[check]["level"] == "ok", found[check]
 

@@ -22,7 +22,18 @@ GOOD = ServiceFacts(
     free=50 << 30,
     namespaces=("mnt:[1]", "mnt:[1]"),
     waiting={"/var/lib/puzzlefs/l/1": 0},
+    status={
+        "started": "2026-01-02T03:04:05+00:00",
+        "failed": {},
+        "workers": [{"number": 0, "mounts": 1, "deaths": 0, "answers": True}],
+        "reads": {"read": {"hung": 0}, "fetch": {"hung": 0}},
+    },
 )
+
+
+def status(**changed: object) -> ServiceFacts:
+    assert GOOD.status is not None
+    return replace(GOOD, status={**GOOD.status, **changed})
 
 
 def levels(facts: ServiceFacts) -> dict[str, Level]:
@@ -66,6 +77,10 @@ def test_a_good_node() -> None:
         (replace(GOOD, config=Config()), "daemon.disk", Level.OK),
         (replace(GOOD, size=0), "daemon.disk", Level.WARN),
         (replace(GOOD, waiting={"/l/1": 3}), "daemon.mounts", Level.WARN),
+        (status(failed={"sha256:ab": "its metadata is gone"}), "daemon.health", Level.FAIL),
+        (status(workers=[{"number": 0, "mounts": 1, "deaths": 0, "answers": False}]), "daemon.health", Level.FAIL),
+        (status(workers=[{"number": 0, "mounts": 1, "deaths": 2, "answers": True}]), "daemon.health", Level.WARN),
+        (status(reads={"read": {"hung": 1}, "fetch": {"hung": 0}}), "daemon.health", Level.WARN),
     ],
 )
 def test_what_is_wrong(facts: ServiceFacts, check: str, level: Level) -> None:

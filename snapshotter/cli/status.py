@@ -1,0 +1,156 @@
+"""``puzzlefs status``: what the daemon of this node is doing now."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from snapshotter.cli.output import safe, size
+from snapshotter.daemon import statusclient
+from snapshotter.daemon.config import DEFAULT_PATH, Config, load
+
+SHOWN_MAX = 20
+"""Most waiting reads and most errors that are shown to a person; JSON has all that the daemon tells."""
+
+
+@click.command(short_help="Show what the daemon is doing now.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"The daemon's configuration, which names its socket.  [default: {DEFAULT_PATH}, if it exists]",
+)
+@click.option("--socket", type=click.Path(path_type=Path), help="The daemon's socket, over the configuration's.")
+@click.option("-w", "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show it again and again.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the daemon answers, as JSON.")
+def status(config_path: Path | None, socket: Path | None, watch: float | None, as_json: bool) -> None:
+    """Show what the daemon is doing now: images and how much of each is here, mounts, workers, reads that wait and for what,
+    the cache, and the last errors.
+    """
+    if config_path is None and DEFAULT_PATH.exists():
+        config_path = DEFAULT_PATH
+    config = Config() if config_path is None else load(config_path)
+    address = socket or config.address
+    if as_json:
+        print(json.dumps(statusclient.status(address)))
+        while watch is not None:
+            time.sleep(watch)
+            print(json.dumps(statusclient.status(address)), flush=True)
+        return
+    console = Console(highlight=False)
+    if watch is None:
+        console.print(shown(statusclient.status(address), datetime.now(UTC)))
+        return
+    with Live(shown(statusclient.status(address), datetime.now(UTC)), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(watch)
+            live.update(shown(statusclient.status(address), datetime.now(UTC)), refresh=True)
+
+
+def shown(told: Mapping[str, Any], now: datetime) -> RenderableType:
+    """What the daemon `told` (`daemon.status.Overview.to_json`), for a person at the time `now`."""
+    return Group(*_parts(told, now))
+
+
+def _parts(told: Mapping[str, Any], now: datetime) -> Iterator[RenderableType]:
+    yield from _summary(told, now)
+    if told["images"]:
+        yield from ("", _images(told["images"]))
+    yield from ("", _workers(told["workers"]))
+    if told["failed"]:
+        yield from (
+            "",
+            _table(("LAYER THAT IS NOT MOUNTED", "WHY"), [(_short(layer), why) for layer, why in told["failed"].items()]),
+        )
+    if told["fetching"]:
+        yield from ("", _fetching(told))
+    if told["errors"]:
+        rows = [(error["time"][11:19], error["level"], error["message"]) for error in told["errors"][-SHOWN_MAX:]]
+        yield from ("", _table(("AT (UTC)", "", "LAST ERRORS"), rows))
+
+
+def _summary(told: Mapping[str, Any], now: datetime) -> Iterator[Text]:
+    seconds = (now - datetime.fromisoformat(told["started"])).total_seconds()
+    mounted = f"{len(told['layers'])} layers of {len(told['images'])} images"
+    yield Text(f"puzzlefs-snapshotter {safe(told['program'])}, up {_duration(seconds)}: {mounted}", style="bold")
+    cache = told["cache"]
+    cap = f" of {size(cache['max'])}" if cache["max"] else ", no cap"
+    yield Text(
+        f"cache  {size(cache['used'])}{cap} in {cache['chunks']} chunks, {size(cache['free'])} free at {safe(cache['path'])}"
+    )
+    reads, fetches = told["reads"]["read"], told["reads"]["fetch"]
+    line = Text(f"reads  {reads['in_flight']} under way, {fetches['in_flight']} of them wait for a fetch, ")
+    line.append(f"{reads['hung']} hung", style="bold red" if reads["hung"] else "")
+    line.append(f", {reads['failed']} of {reads['done']} failed")
+    yield line
+    for name, value in told["background"].items():
+        yield Text(f"background {safe(str(name))}: {safe(json.dumps(value))}")
+
+
+def _images(images: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = []
+    for name, image in sorted(images.items()):
+        here = f"{size(image['stored_local'])} of {size(image['stored'])}"
+        rows.append((name, str(len(image["layers"])), here, f"{100 * image['ratio']:.0f} %", size(image["disk"])))
+    return _table(("IMAGE", "LAYERS", "FETCHED", "CHUNKS", "ON DISK"), rows, right=(1, 2, 3, 4))
+
+
+def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        (
+            str(worker["number"]),
+            str(worker["pid"] or "none"),
+            str(worker["mounts"]),
+            _duration(worker["seconds"]),
+            str(worker["deaths"]),
+            "" if worker["answers"] else "does not answer",
+        )
+        for worker in workers
+    ]
+    return _table(("WORKER", "PID", "MOUNTS", "UP", "DEATHS", ""), rows, right=(0, 1, 2, 3, 4))
+
+
+def _fetching(told: Mapping[str, Any]) -> Table:
+    rows = []
+    for read in told["fetching"][:SHOWN_MAX]:
+        layer = told["layers"].get(read["layer"], {})
+        image = ", ".join(layer.get("images", [])) or _short(read["layer"])
+        rows.append((image, _short(read["chunk"]), f"{read['seconds']:.1f} s", str(read["worker"])))
+    return _table(("WAITS FOR A FETCH", "CHUNK", "SINCE", "WORKER"), rows, right=(2, 3))
+
+
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for at, heading in enumerate(headings):
+        if at in right:
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(safe(cell)) for cell in row))
+    return table
+
+
+def _short(digest: str) -> str:
+    return digest[:19]
+
+
+def _duration(seconds: float) -> str:
+    """The two largest units: ``5 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 1 h``."""
+    left = int(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= length or (unit == "s" and not parts):
+            parts.append(f"{left // length} {unit}")
+        left %= length
+    return " ".join(parts[:2])
