@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from snapshotter.daemon.config import DEFAULT_PATH, Config, load
-from snapshotter.daemon.reach import registry_hosts
+from snapshotter.daemon.reach import credential_source, registry_hosts
 from snapshotter.registry.registries import Registries
 
 config_option = click.option(
@@ -27,4 +27,4 @@ def registries(config_path: Path | None) -> Registries:
     if config_path is None and DEFAULT_PATH.exists():
         config_path = DEFAULT_PATH
     config = Config() if config_path is None else load(config_path)
-    return Registries(registry_hosts(config))
+    return Registries(registry_hosts(config), credential_source(config, None))

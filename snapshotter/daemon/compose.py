@@ -25,6 +25,9 @@ from snapshotter.daemon import worker_main
 from snapshotter.daemon.activity import Activity
 from snapshotter.daemon.addresses import socket_path
 from snapshotter.daemon.config import Config
+from snapshotter.daemon.criproxy import ImageServiceProxy
+from snapshotter.daemon.keychain import Keychain, KeychainServer
+from snapshotter.daemon.keychain import socket_path as keychain_path
 from snapshotter.daemon.layers import Layers
 from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.reach import Reach
@@ -63,7 +66,8 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         errors = RecentErrors()
         logging.getLogger("snapshotter").addHandler(errors)
         stack.callback(logging.getLogger("snapshotter").removeHandler, errors)
-        reach = stack.enter_context(Reach(config))
+        keychain = Keychain()
+        reach = stack.enter_context(Reach(config, keychain))
         origins = Origins(reach.sources.content, reach.hosts.ports)
         sealing = _sealing(config)
         node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout, sealing=sealing)
@@ -94,8 +98,14 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         )
         snapshots_pb2_grpc.add_SnapshotsServicer_to_server(SnapshotsService(snapshotter), server)
         diff_pb2_grpc.add_DiffServicer_to_server(DiffService(snapshotter), server)
+        if config.cri_image_service:
+            proxy = ImageServiceProxy(config.containerd_address, keychain)
+            stack.callback(proxy.close)
+            server.add_generic_rpc_handlers((proxy,))
         _listen(server, config.address)
         stack.callback(config.address.unlink, missing_ok=True)
+        if config.cri_image_service:
+            stack.callback(KeychainServer(keychain, keychain_path(config.address)).close)
         status = Status(
             node,
             layers,

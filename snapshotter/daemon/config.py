@@ -40,7 +40,9 @@ class Config:
     `mount_workers`: processes that serve mounts. `fs_verity`: whether the kernel's is to check this node's files.
     `registries`: settings by registry host, as references name it. `containerd_address`: containerd's own socket.
     `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are asked before registries.
-    `allowed_registries`: None for all.
+    `allowed_registries`: None for all. `credential_files`: in docker's or podman's form, besides the usual ones.
+    `kubelet_providers`: the kubelet's credential provider configuration and the directory of its
+    programs. `cri_image_service`: whether Kubernetes' image service is served as well, to hear the credentials of pulls.
     """
 
     root: Path = Path("/var/lib/puzzlefs")
@@ -56,6 +58,9 @@ class Config:
     hosts_directory: Path = DEFAULT_DIRECTORY
     stores: tuple[StoreConfig, ...] = ()
     allowed_registries: tuple[str, ...] | None = None
+    credential_files: tuple[Path, ...] = ()
+    kubelet_providers: tuple[Path, Path] | None = None
+    cri_image_service: bool = False
 
 
 def load(path: Path) -> Config:
@@ -95,6 +100,10 @@ def parse(data: Mapping[str, Any]) -> Config:
         "containerd.address": absolute,
         "containerd.config_path": absolute,
         "policy.allowed_registries": texts,
+        "credentials.files": _absolutes,
+        "credentials.kubelet_config": absolute,
+        "credentials.kubelet_bin_dir": absolute,
+        "cri.image_service": flag,
         "integrity.fs_verity": _fs_verity,
     }
     names = {
@@ -105,6 +114,8 @@ def parse(data: Mapping[str, Any]) -> Config:
         "containerd.address": "containerd_address",
         "containerd.config_path": "hosts_directory",
         "policy.allowed_registries": "allowed_registries",
+        "credentials.files": "credential_files",
+        "cri.image_service": "cri_image_service",
         "integrity.fs_verity": "fs_verity",
     }
     registries = data.get("registry", {})
@@ -120,6 +131,11 @@ def parse(data: Mapping[str, Any]) -> Config:
         raise InvalidError("registry must be a table: [registry.HOST]")
     values["registries"] = {host: _registry(host, table) for host, table in registries.items()}
     values["stores"] = tuple(stores.parse(data.get("store", [])))
+    providers = [values.pop(f"credentials.{key}", None) for key in ("kubelet_config", "kubelet_bin_dir")]
+    if providers.count(None) == 1:
+        raise InvalidError("credentials.kubelet_config and credentials.kubelet_bin_dir go together")
+    if None not in providers:
+        values["kubelet_providers"] = tuple(providers)
     return Config(**values)
 
 
@@ -169,6 +185,10 @@ def _size(key: str, value: Any) -> int | None:
     if isinstance(value, bool) or match is None:
         raise InvalidError(f'{key} must be a size such as "20GiB" (0: no limit), not {value!r}')
     return int(match[1]) * _UNITS[match[2]] or None
+
+
+def _absolutes(key: str, value: Any) -> tuple[Path, ...]:
+    return tuple(absolute(key, each) for each in texts(key, value))
 
 
 def _loopback(key: str, value: Any) -> str:

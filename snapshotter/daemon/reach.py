@@ -12,8 +12,10 @@ from types import TracebackType
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.sources import Sources
 from snapshotter.daemon.stores import open_store
+from snapshotter.registry.credentials import CredentialSource, DockerConfig, FirstOf, login_files
 from snapshotter.registry.hosts import HostConfigs, RegistryConfig, RegistryHost
 from snapshotter.registry.hoststoml import HostsDirectory
+from snapshotter.registry.kubelet import KubeletProviders
 from snapshotter.registry.policy import RegistryPolicy
 from snapshotter.registry.registries import Registries
 
@@ -51,17 +53,33 @@ def bounded(config: RegistryConfig, read_timeout: float) -> RegistryConfig:
     )
 
 
-class Reach:
-    """Registries and sources as `config` has them. Close it, or use it as a context manager."""
+def credential_source(config: Config, told: CredentialSource | None) -> CredentialSource:
+    """Who pulls: what the daemon was `told` with a pull, then files, then what ``docker login`` keeps, then the kubelet's
+    programs, which take longest. What the configuration says of a registry comes before all of them (`RegistryConfig`)."""
+    sources: list[CredentialSource] = [told] if told is not None else []
+    sources += [DockerConfig(path) for path in config.credential_files]
+    sources.append(login_files())
+    if config.kubelet_providers is not None:
+        sources.append(KubeletProviders(*config.kubelet_providers))
+    return FirstOf(sources)
 
-    def __init__(self, config: Config) -> None:
+
+class Reach:
+    """Registries and sources as `config` has them. Close it, or use it as a context manager.
+
+    `told` knows the credentials that the daemon was told with pulls.
+    """
+
+    def __init__(self, config: Config, told: CredentialSource | None = None) -> None:
         """Connects to nothing yet.
 
         Raises:
             InvalidError, UnsupportedError: a store cannot be used.
         """
         self.hosts = HostsDirectory(config.hosts_directory)
-        self.registries = Registries(registry_hosts(config), policy=RegistryPolicy(config.allowed_registries))
+        self.registries = Registries(
+            registry_hosts(config), credential_source(config, told), policy=RegistryPolicy(config.allowed_registries)
+        )
         stores = [open_store(store, config.read_timeout * ANSWER_SHARE) for store in config.stores]
         self.sources = Sources(self.registries, stores, config.containerd_address)
 

@@ -14,6 +14,8 @@ from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.directory import VerityOf
 from snapshotter.daemon.config import Config, load
+from snapshotter.daemon.keychain import DaemonKeychain
+from snapshotter.daemon.keychain import socket_path as keychain_path
 from snapshotter.daemon.reach import Reach
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.format import fsverity
@@ -32,6 +34,8 @@ def command(config: Config, config_path: Path | None, *, sealing: bool = False) 
         arguments += ["--cache-max-bytes", str(config.cache_max_bytes)]
     if sealing:
         arguments += ["--seal"]
+    if config.cri_image_service:
+        arguments += ["--keychain", str(keychain_path(config.address))]
     if config_path is not None:
         arguments += ["--config", str(config_path)]
     return arguments
@@ -44,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--read-timeout", type=float, required=True)
     parser.add_argument("--cache-max-bytes", type=int)
     parser.add_argument("--seal", action="store_true")
+    parser.add_argument("--keychain", type=Path)
     parser.add_argument("--config", type=Path)
     options, _ = parser.parse_known_args(arguments)
     # The daemon blocks the signals that end it, and a child inherits that.
@@ -55,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         read_timeout=options.read_timeout,
         sealing=fsverity if options.seal else None,
     )
-    reach = Reach(replace(config, read_timeout=options.read_timeout))
+    told = DaemonKeychain(options.keychain) if options.keychain is not None else None
+    reach = Reach(replace(config, read_timeout=options.read_timeout), told)
 
     def make_store(described: Mapping[str, Any], verity_of: VerityOf) -> ChunkStore:
         source = LayerSource.from_json(described)

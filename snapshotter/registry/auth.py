@@ -32,6 +32,9 @@ TOKEN_LIFE_MAX = 24 * 3600.0
 TOKEN_MARGIN = 10.0
 """A token is renewed this many seconds (at most half its life) before it expires, so that it does not expire on the way."""
 
+USERS_MAX = 4
+"""Most users that a registry is asked with for one request, where it refuses them."""
+
 TOKENS_MAX = 1024
 """Most scopes whose tokens are kept per host."""
 
@@ -128,17 +131,20 @@ class Authorizer:
             return grant.header
 
     def _grant_for(self, challenges: Mapping[str, Challenge], scope: str, rejected: str | None) -> _Grant:
-        """What the registry grants to the user as known now; where it refuses, to the user as found without any memory."""
+        """What the registry grants to the first user that it does not refuse."""
         host, repository = self._transport.host, _repository(scope)
         fixed = self._transport.config.credentials
-        credentials = fixed or self._source.find(host, repository)
-        try:
-            return self._ask(challenges, scope, credentials, rejected)
-        except DeniedError:
-            again = fixed or self._source.find(host, repository, again=True)
-            if again == credentials:
-                raise
-            return self._ask(challenges, scope, again, rejected)
+        refused: list[Credentials] = []
+        while True:
+            credentials = fixed or self._source.find(host, repository, refused=refused)
+            try:
+                return self._ask(challenges, scope, credentials, rejected)
+            except DeniedError:
+                if credentials is None or credentials in refused or len(refused) >= USERS_MAX:
+                    raise
+                refused.append(credentials)
+                if fixed is not None or self._source.find(host, repository, refused=refused) in (None, *refused):
+                    raise
 
     def _ask(
         self, challenges: Mapping[str, Challenge], scope: str, credentials: Credentials | None, rejected: str | None

@@ -44,10 +44,10 @@ class Credentials:
 class CredentialSource(Protocol):
     """Finds the credentials for a host."""
 
-    def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
+    def find(self, host: str, repository: str = "", *, refused: Sequence[Credentials] = ()) -> Credentials | None:
         """The credentials for `repository` of `host` (as in references) that are valid now; None for an anonymous user.
 
-        `again`: what was found last has been refused, so nothing that was remembered will do.
+        `refused`: what was found before and the registry does not take; nothing that was remembered will do then.
 
         Raises:
             InvalidError: the configuration is broken.
@@ -62,27 +62,27 @@ class FixedCredentials:
 
     hosts: Mapping[str, Credentials] = field(default_factory=dict, repr=False)
 
-    def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
+    def find(self, host: str, repository: str = "", *, refused: Sequence[Credentials] = ()) -> Credentials | None:
         """See `CredentialSource`."""
         return self.hosts.get(host)
 
 
 @dataclass(frozen=True, slots=True)
 class FirstOf:
-    """The first source that knows the host. One that fails is passed over if another knows it."""
+    """The first source that knows the host and gives what was not refused. One that fails is passed over if another does."""
 
     sources: Sequence[CredentialSource]
 
-    def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
+    def find(self, host: str, repository: str = "", *, refused: Sequence[Credentials] = ()) -> Credentials | None:
         """See `CredentialSource`."""
         failure: PuzzlefsError | None = None
         for source in self.sources:
             try:
-                found = source.find(host, repository, again=again)
+                found = source.find(host, repository, refused=refused)
             except PuzzlefsError as error:
                 failure = failure or error
             else:
-                if found is not None:
+                if found is not None and found not in refused:
                     return found
         if failure is not None:
             raise failure
@@ -123,7 +123,7 @@ class DockerConfig:
         directory = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME", "/root"), ".docker")
         return cls(Path(directory) / "config.json")
 
-    def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
+    def find(self, host: str, repository: str = "", *, refused: Sequence[Credentials] = ()) -> Credentials | None:
         """See `CredentialSource`. A file that is not there knows nobody."""
         config = self._read()
         keys = [*_namespaces(host, repository), *_host_keys(host)]

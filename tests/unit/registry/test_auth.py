@@ -1,7 +1,7 @@
 import io
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ class Wallet:
     credentials: Credentials | None = field(default_factory=lambda: Credentials("ann", PASSWORD))
     asked: int = 0
 
-    def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
+    def find(self, host: str, repository: str = "", *, refused: Sequence[Credentials] = ()) -> Credentials | None:
         self.asked += 1
         return self.credentials
 
@@ -220,7 +220,7 @@ def test_an_authentication_that_we_do_not_do_is_said(challenge: str) -> None:
 
 def test_a_failing_source_of_credentials_is_the_failure() -> None:
     class Broken(Wallet):
-        def find(self, host: str, repository: str = "", *, again: bool = False) -> Credentials | None:
+        def find(self, host: str, repository: str = "", *, refused: Sequence[Credentials] = ()) -> Credentials | None:
             raise UnavailableError("the helper does not answer")
 
     with serving(BasicAuth("ann", PASSWORD), Broken()) as at, pytest.raises(UnavailableError, match="helper"):

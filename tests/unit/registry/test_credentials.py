@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from snapshotter.errors import InvalidError, UnavailableError
-from snapshotter.registry.credentials import Credentials, DockerConfig, FirstOf, FixedCredentials
+from snapshotter.registry.credentials import Credentials, DockerConfig, FirstOf, FixedCredentials, login_files
 from snapshotter.registry.hosts import RegistryConfig
 
 ANN = Credentials("ann", "s:cret")
@@ -144,3 +144,41 @@ def test_no_representation_shows_a_secret() -> None:
     ):
         assert "hunter2" not in repr(value) + str(value)
         assert "token2" not in repr(value) + str(value)
+
+
+def test_podmans_keys_may_be_parts_of_a_repository(tmp_path: Path) -> None:
+    other = Credentials("bob", "b")
+    source = config(tmp_path, {"auths": {"quay.io": auth(ANN), "quay.io/team": auth(other)}})
+    assert source.find("quay.io", "team/app") == other
+    assert source.find("quay.io", "teams/app") == ANN
+    assert source.find("quay.io") == ANN
+
+
+def test_a_source_that_fails_or_gives_what_was_refused_is_passed_over(tmp_path: Path) -> None:
+    broken = config(tmp_path, "no json")
+    bob = Credentials("bob", "b")
+    sources = FirstOf([broken, FixedCredentials({"h.x": ANN}), FixedCredentials({"h.x": bob})])
+    assert sources.find("h.x") == ANN
+    assert sources.find("h.x", refused=[ANN]) == bob
+    with pytest.raises(InvalidError, match="is not a JSON object"):
+        sources.find("other.x")
+
+
+def test_logins_of_docker_and_podman_are_found_where_they_keep_them(tmp_path: Path) -> None:
+    places = {
+        "docker.x": ".docker/config.json",
+        "podman.x": ".config/containers/auth.json",
+        "run.x": "run/containers/auth.json",
+        "named.x": "named.json",
+    }
+    for host, place in places.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(json.dumps({"auths": {host: auth(ANN)}}))
+    environment = {
+        "HOME": str(tmp_path),
+        "XDG_RUNTIME_DIR": str(tmp_path / "run"),
+        "REGISTRY_AUTH_FILE": str(tmp_path / "named.json"),
+    }
+    source = login_files(environment)
+    assert all(source.find(host) == ANN for host in places)
+    assert source.find("other.x") is None

@@ -78,7 +78,10 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(dripper: Dripper) -
 def test_a_bound_of_the_caller_holds_for_all_its_requests(dripper: Dripper) -> None:
     transport = Transport(dripper.host, RegistryConfig(plain_http=True, read_timeout=20, answer_timeout=60))
     with deadline.within(0.4):
-        with pytest.raises(RegistryUnavailableError, match=r"within 0\.4 s"), transport.request("GET", "/v2/") as response:
+        with (
+            pytest.raises(RegistryUnavailableError, match="no complete answer within 0"),
+            transport.request("GET", "/v2/") as response,
+        ):
             response.read_all(1 << 20, "what")
         with pytest.raises(RegistryUnavailableError, match="no time is left"):
             transport.request("GET", "/v2/")
