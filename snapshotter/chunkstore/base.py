@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from snapshotter.errors import CorruptError, NotFoundError, UnavailableError
 from snapshotter.format.digest import Digest, to_text
@@ -82,6 +82,15 @@ class ChunkStore(Protocol):
 
     def close(self) -> None:
         """Give back what this member holds, and close the members behind it. Calling it again does nothing."""
+        ...
+
+
+@runtime_checkable
+class AtHand(Protocol):
+    """What a member offers beside `ChunkStore` that may have chunks in memory: an answer without waiting for anything."""
+
+    def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """What `get` would answer, if no disk, network or other thread has to be waited for; else None. Never raises."""
         ...
 
 

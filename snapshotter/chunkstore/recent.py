@@ -33,6 +33,21 @@ class RecentChunks:
                 self._chunks[ref] = raw
             return raw
 
+    def get_all(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """All of `wanted` if all are still here. What is found counts as used only then."""
+        with self._lock:
+            chunks = self._chunks
+            found = []
+            for ref in wanted:
+                raw = chunks.get(ref)
+                if raw is None:
+                    return None
+                found.append(raw)
+            for ref, raw in zip(wanted, found, strict=True):
+                del chunks[ref]
+                chunks[ref] = raw
+            return found
+
     def put(self, ref: ChunkRef, raw: bytes) -> None:
         """Remember the chunk."""
         with self._lock:
@@ -55,6 +70,10 @@ class RecentStore:
     @property
     def name(self) -> str:
         return f"recent → {self._inner.name}"
+
+    def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """See `AtHand`."""
+        return self._recent.get_all(wanted)
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         found: dict[ChunkRef, bytes] = {}

@@ -1,8 +1,11 @@
 """The native engine's I/O: one event loop that serves many /dev/fuse descriptors, and the threads that wait for chunks.
 
-The loop answers what is in memory. A read is planned and done by one of the *near* threads if all its chunks are on this
-machine, and passed on to a *far* thread if not: so a registry that does not answer holds up nobody who does not need it.
-Each thread writes its own reply; the kernel matches replies by the request's unique number, in any order.
+The loop answers what is in memory, short reads included. Other reads are done by one of the *near* threads if all their chunks
+are on this machine, and passed on to a *far* thread if not: so a registry that does not answer holds up nobody who does not
+need it. Each thread writes its own reply; the kernel matches replies by the request's unique number, in any order.
+
+A read whose caller has a signal pending is answered EINTR at once, where the caller can bear it (`interrupts`). What was being
+fetched for it comes all the same: others may wait for it, and the cache keeps it.
 
 A server may be killed at any moment. What it took and did not answer, its successor has from the kernel (`Channel.resend`) or,
 before Linux 6.9, from the mount's journal.
@@ -17,83 +20,22 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from functools import partial
 
 from snapshotter.errors import AlreadyExistsError, NotFoundError
-from snapshotter.mount import wire
+from snapshotter.mount.channel import Channel, Closer, Read
+from snapshotter.mount.interrupts import may_interrupt
 from snapshotter.mount.journal import Journal
-from snapshotter.mount.session import Buffers, ReadJob, Session, StatfsJob
+from snapshotter.mount.pool import Pool
+from snapshotter.mount.session import Interrupt, ReadJob, Session
 
 NEAR_THREADS = 4
 """Reads of local chunks that run at once. They use the processor more than they wait; a worker process is made per core."""
 FAR_THREADS = 64
 """Reads that may wait for a network at once, over all mounts of a server: each holds 1 MiB and the chunks it comes from."""
 
-# The kernel's answers to a reply that nobody waits for: the request was aborted (ENOENT), the mount is gone (ENODEV).
-_NOBODY_WAITS = (errno.ENOENT, errno.ENODEV)
-
-
-class Closer(Protocol):
-    """What a mount holds and gives back when it is gone."""
-
-    def close(self) -> None:
-        """Give it back."""
-        ...
-
-
-class Channel:
-    """One mount being served: its descriptor, session and journal, and how many reads are under way.
-
-    The descriptor and the tree's memory must outlive the last of them: a closed descriptor's number is soon another file.
-    """
-
-    def __init__(self, name: str, fd: int, session: Session, journal: Journal, owned: Closer | None) -> None:
-        self.name = name
-        self.fd = fd
-        self.session = session
-        self.journal = journal
-        self._owned = owned
-        self._users = 1
-        self._lock = threading.Lock()
-
-    def acquire(self) -> None:
-        """One more read is under way."""
-        with self._lock:
-            self._users += 1
-
-    def release(self) -> None:
-        """A read is done, or the server let go; the last one closes."""
-        with self._lock:
-            self._users -= 1
-            if self._users:
-                return
-        os.close(self.fd)
-        self.journal.close()
-        if self._owned is not None:
-            self._owned.close()
-
-    def reply(self, buffers: Buffers) -> None:
-        """Write an answer. A reply that the kernel refuses otherwise than expected is answered with EIO instead."""
-        try:
-            os.writev(self.fd, buffers)
-        except OSError as error:
-            if error.errno in _NOBODY_WAITS:
-                return
-            unique = wire.OUT_HEADER.unpack_from(buffers[0])[2]
-            with contextlib.suppress(OSError):
-                os.write(self.fd, wire.pack_header(unique, 0, errno.EIO))
-
-    def resend(self) -> bool:
-        """Ask for the requests that an earlier server took along; False where the kernel cannot (before Linux 6.9)."""
-        if self.session.negotiated is not None and not self.session.negotiated.can_resend:
-            return False
-        try:
-            os.write(self.fd, wire.pack_resend())
-        except OSError:
-            return False
-        self.journal.forget()
-        return True
+_INTERRUPT_INTERVAL = 0.5
+"""Seconds after which callers with a signal pending are looked at again."""
 
 
 class Server:
@@ -114,8 +56,9 @@ class Server:
         self._beats: deque[threading.Event] = deque()
         self._removed: deque[Channel] = deque()
         self._lock = threading.Lock()
-        self._near = ThreadPoolExecutor(NEAR_THREADS, "near")
-        self._far = ThreadPoolExecutor(FAR_THREADS, "far")
+        self._interrupted: list[Read] = []
+        self._near = Pool("near", NEAR_THREADS)
+        self._far = Pool("far", FAR_THREADS)
         self._stopping = False
 
     def add(self, name: str, fd: int, session: Session, journal: Journal, *, owned: Closer | None = None) -> bool:
@@ -173,12 +116,14 @@ class Server:
         poll = self._epoll.poll
         channels = self._channels
         while not self._stopping:
-            for fd, _ in poll():
+            for fd, _ in poll(_INTERRUPT_INTERVAL if self._interrupted else None):
                 channel = channels.get(fd)
                 if channel is not None:
                     self._serve_one(channel)
                 elif fd == self._wake:
                     os.eventfd_read(fd)
+            if self._interrupted:
+                self._interrupt()
             while self._taken_over:
                 self._take_over(self._taken_over.popleft())
             while self._beats:
@@ -189,8 +134,8 @@ class Server:
             self._forget(channel)
         while self._removed:
             self._let_go(self._removed.popleft())
-        self._near.shutdown()
-        self._far.shutdown()
+        self._near.close()  # first: it hands reads on to the other
+        self._far.close()
         self._epoll.close()
         os.close(self._wake)
 
@@ -226,12 +171,18 @@ class Server:
         """Answer `request`, or have it answered. `slot`: where the journal has it already."""
         fresh = channel.session.negotiated is None
         answer = channel.session.handle(request)
-        if isinstance(answer, ReadJob | StatfsJob):
-            if slot is None:
-                slot = channel.journal.keep(request)
-            channel.acquire()
-            work = self._read_near if isinstance(answer, ReadJob) else self._statfs
-            self._near.submit(work, channel, answer, slot)  # type: ignore[arg-type]
+        if isinstance(answer, ReadJob):
+            at_hand = channel.session.at_hand(answer)
+            if at_hand is None:
+                read = channel.begin(answer, channel.journal.keep(request) if slot is None else slot)
+                self._near.submit(partial(self._read_near, read))
+                return
+            answer = at_hand
+        elif isinstance(answer, Interrupt):
+            waiting = channel.waiting(answer.unique)
+            if waiting is not None:
+                self._interrupted.append(waiting)
+                self._interrupt()
             return
         if fresh and channel.session.negotiated is not None:
             # Before the answer: once the kernel has that, it never sends INIT again.
@@ -242,25 +193,27 @@ class Server:
         if fresh and (channel.session.negotiated is not None or channel.session.refused is not None):
             self._on_ready(channel.name, channel.session)
 
-    def _read_near(self, channel: Channel, job: ReadJob, slot: int | None) -> None:
-        if channel.session.is_near(job):
-            self._read(channel, job, slot)
-        else:
-            self._far.submit(self._read, channel, job, slot)
+    def _interrupt(self) -> None:
+        """Answer those interrupted reads whose callers can bear it now. The kernel does not tell when a second signal comes."""
+        waiting = [read for read in self._interrupted if not read.answered]
+        for read in waiting:
+            if may_interrupt(read.job.pid):
+                read.abandon()
+        self._interrupted = [read for read in waiting if not read.answered]
 
-    def _read(self, channel: Channel, job: ReadJob, slot: int | None) -> None:
-        try:
-            channel.reply(channel.session.read(job))
-            channel.journal.done(slot)
-        finally:
-            channel.release()
+    def _read_near(self, read: Read) -> None:
+        if read.start(self._near):
+            if read.channel.session.is_near(read.job):
+                read.do()
+            elif read.stop():
+                self._far.submit(partial(self._read_far, read))
+                return
+        read.end()
 
-    def _statfs(self, channel: Channel, job: StatfsJob, slot: int | None) -> None:
-        try:
-            channel.reply(channel.session.statfs(job))
-            channel.journal.done(slot)
-        finally:
-            channel.release()
+    def _read_far(self, read: Read) -> None:
+        if read.start(self._far):
+            read.do()
+        read.end()
 
     def _forget(self, channel: Channel) -> bool:
         with self._lock:

@@ -4,8 +4,8 @@ A session keeps nothing about the kernel but what INIT agreed on: node ids are i
 and never asked again ("zero-message opens", Linux's fuse_file_open), and every name and attribute is valid for good. So
 FORGET means nothing here, and a new server can take a mount over in the middle of anything.
 
-`Session.handle` answers what is in memory at once. A READ (`ReadJob`) and a STATFS, which walks all inodes the first time
-(`StatfsJob`), it only hands back, for `read` and `statfs` to be called where waiting does no harm.
+`Session.handle` answers what is in memory at once. A READ (`ReadJob`) it only hands back: `at_hand` answers it if its chunks
+are in memory, `read` in any case, where waiting does no harm.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from snapshotter.chunkstore.base import ChunkStore
-from snapshotter.errors import CorruptError, NotFoundError, PuzzlefsError, UnsupportedError
+from snapshotter.chunkstore.base import AtHand, ChunkStore
+from snapshotter.errors import CorruptError, NotFoundError, UnsupportedError
 from snapshotter.format.model import ROOT_INO
 from snapshotter.mount import wire
 from snapshotter.mount.errnos import errno_of
-from snapshotter.mount.tree import Tree, read_pieces
+from snapshotter.mount.tree import Tree, read_at_hand, read_pieces
 from snapshotter.mount.wire import Negotiated, Opcode, Request
 
 Buffers = Sequence[bytes | memoryview]
 """A reply, in parts to be written with one writev(2)."""
+
+AT_HAND_MAX = 256 << 10
+"""Bytes of the longest read that is answered by the event loop itself; a longer one is worth a thread, and another core."""
 
 _COOKIE_DOT = 1
 _COOKIE_DOTDOT = 2
@@ -32,16 +35,17 @@ _DIRECTORY = 0o040000
 
 
 class ReadJob(NamedTuple):
-    """A READ that waits to be done: `size` bytes of file `ino` from `offset` on, for the request `unique`."""
+    """A READ that waits to be done: `size` bytes of file `ino` from `offset` on, for the request `unique` of thread `pid`."""
 
     unique: int
     ino: int
     offset: int
     size: int
+    pid: int
 
 
-class StatfsJob(NamedTuple):
-    """A STATFS that waits to be done."""
+class Interrupt(NamedTuple):
+    """The caller of the request `unique` has a signal pending."""
 
     unique: int
 
@@ -71,6 +75,7 @@ class Session:
         self.refused: UnsupportedError | None = None
         """Why the kernel was refused at INIT, if it was."""
         self._store = store
+        self._at_hand = store.at_hand if isinstance(store, AtHand) else None
         self._on_failure = on_failure
         self._handlers: dict[int, Callable[[Request], bytes]] = {
             Opcode.LOOKUP: self._lookup,
@@ -80,13 +85,14 @@ class Session:
             Opcode.READDIRPLUS: self._readdirplus,
             Opcode.GETXATTR: self._getxattr,
             Opcode.LISTXATTR: self._listxattr,
+            Opcode.STATFS: self._statfs,
             Opcode.INIT: self._init,
             Opcode.DESTROY: _nothing,
             Opcode.RELEASE: _nothing,
             Opcode.RELEASEDIR: _nothing,
         }
 
-    def handle(self, data: memoryview) -> Buffers | ReadJob | StatfsJob | None:
+    def handle(self, data: memoryview) -> Buffers | ReadJob | Interrupt | None:
         """The answer to the request in `data` (all that one read of /dev/fuse gave); None where the kernel expects none.
 
         Never raises: what goes wrong becomes an errno.
@@ -96,14 +102,12 @@ class Session:
         except wire.MalformedRequestError as error:
             return None if error.unique is None else [wire.pack_header(error.unique, 0, errno.EINVAL)]
         opcode = request.opcode
-        if opcode in wire.NO_REPLY:
-            return None
         try:
             if opcode == Opcode.READ:
                 offset, size = wire.parse_read(request)
-                return ReadJob(request.unique, request.nodeid, offset, size)
-            if opcode == Opcode.STATFS:
-                return StatfsJob(request.unique)
+                return ReadJob(request.unique, request.nodeid, offset, size, request.pid)
+            if opcode in wire.NO_REPLY:
+                return Interrupt(wire.parse_interrupt(request)) if opcode == Opcode.INTERRUPT else None
             handler = self._handlers.get(opcode)
             if handler is None:
                 # ENOSYS makes the kernel stop asking, and do what is right without a server's help: no message per open,
@@ -118,11 +122,21 @@ class Session:
                 self._on_failure(Failure(request.nodeid, 0, 0, error))
             return [wire.pack_header(request.unique, 0, errno_of(error))]
 
+    def at_hand(self, job: ReadJob) -> Buffers | None:
+        """The answer to a READ, if it is short and all its chunks are in memory. Never raises, and never waits."""
+        if self._at_hand is None or job.size > AT_HAND_MAX:
+            return None
+        try:
+            buffers = read_at_hand(self.tree.plan(job.ino, job.offset, job.size), self._at_hand)
+        except Exception:  # the same comes to light in `read`, which reports it
+            return None
+        return None if buffers is None else [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
+
     def is_near(self, job: ReadJob) -> bool:
         """Whether this machine has all that `job` needs. Where the plan itself fails, yes: the failure is quickly had."""
         try:
             return all(self._store.has(piece.chunk.digest) for piece in self.tree.plan(job.ino, job.offset, job.size))
-        except PuzzlefsError:
+        except Exception:
             return True
 
     def read(self, job: ReadJob) -> Buffers:
@@ -134,15 +148,6 @@ class Session:
             # To read(2) there is only one way to fail for a file that exists; ENOENT and EINVAL mean something else there.
             return [wire.pack_header(job.unique, 0, errno.EIO)]
         return [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
-
-    def statfs(self, job: StatfsJob) -> Buffers:
-        """The answer to a STATFS. Never raises."""
-        try:
-            payload = wire.pack_statfs_out(*self.tree.statfs())
-        except Exception as error:
-            self._on_failure(Failure(ROOT_INO, 0, 0, error))
-            return [wire.pack_header(job.unique, 0, errno_of(error))]
-        return [wire.pack_header(job.unique, len(payload)), payload]
 
     def _init(self, request: Request) -> bytes:
         kernel = wire.parse_init(request)
@@ -204,6 +209,9 @@ class Session:
                 yield wire.pack_direntplus(attributes, cookie, entry.name)
             else:
                 yield wire.pack_dirent(entry.ino, attributes.mode, cookie, entry.name)
+
+    def _statfs(self, request: Request) -> bytes:
+        return wire.pack_statfs_out(*self.tree.statfs())
 
     def _getxattr(self, request: Request) -> bytes:
         # Never ENOSYS, which the kernel would remember: getxattr(2) would fail with EOPNOTSUPP, but containerd's differ takes

@@ -143,10 +143,10 @@ class InitFlag(enum.IntFlag):
     HAS_RESEND = 1 << 39
 
 
+# Not ASYNC_DIO: a caller that waits for a direct read could not even be killed then (fuse_direct_IO, wait_for_completion).
 WANTED = (
     InitFlag.ASYNC_READ
     | InitFlag.DO_READDIRPLUS
-    | InitFlag.ASYNC_DIO
     | InitFlag.NO_OPEN_SUPPORT
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
@@ -192,11 +192,15 @@ class MalformedRequestError(InvalidError):
 
 
 class Request(NamedTuple):
-    """The header of a request that the engine acts upon, and what follows it, extensions cut off."""
+    """The header of a request that the engine acts upon, and what follows it, extensions cut off.
+
+    `pid` is the calling thread's, in the PID namespace that the file system was mounted from; 0 where it is not in there.
+    """
 
     opcode: int
     unique: int
     nodeid: int
+    pid: int
     body: memoryview
 
 
@@ -238,13 +242,13 @@ def parse_request(data: memoryview) -> Request:
     if len(data) < IN_HEADER.size:
         unique = int.from_bytes(data[8:16], "little") if len(data) >= 16 else None
         raise MalformedRequestError(f"a FUSE request of {len(data)} bytes is shorter than its header", unique)
-    length, opcode, unique, nodeid, _, _, _, extensions, _ = IN_HEADER.unpack_from(data)
+    length, opcode, unique, nodeid, _, _, pid, extensions, _ = IN_HEADER.unpack_from(data)
     end = length - extensions * 8
     if length != len(data) or end < IN_HEADER.size:
         raise MalformedRequestError(
             f"a FUSE request of {len(data)} bytes declares {length} and {extensions} words more", unique
         )
-    return Request(opcode, unique, nodeid, data[IN_HEADER.size : end])
+    return Request(opcode, unique, nodeid, pid, data[IN_HEADER.size : end])
 
 
 def _take(layout: struct.Struct, request: Request, what: str) -> tuple[int, ...]:

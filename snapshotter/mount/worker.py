@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
 from snapshotter.chunkstore.directory import VerityOf
 from snapshotter.errors import AlreadyExistsError, CorruptError, InvalidError, NotFoundError
 from snapshotter.format.digest import Digest
@@ -56,7 +56,7 @@ class _Replaceable:
     """A chunk store that can be exchanged for another while reads are under way; those end with the one they began with."""
 
     def __init__(self, store: ChunkStore) -> None:
-        self._store = store
+        self.replace(store)
 
     @property
     def name(self) -> str:
@@ -66,6 +66,9 @@ class _Replaceable:
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         return self._store.get(wanted)
 
+    def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        return None if self._at_hand is None else self._at_hand(wanted)
+
     def has(self, digest: Digest) -> bool:
         return self._store.has(digest)
 
@@ -74,6 +77,7 @@ class _Replaceable:
 
     def replace(self, store: ChunkStore) -> None:
         """Read from `store` from now on. What was there is left to its last reader: it holds nothing that must be closed."""
+        self._at_hand = store.at_hand if isinstance(store, AtHand) else None
         self._store = store
 
 
@@ -248,6 +252,7 @@ class Worker:
             raise CorruptError(f"metadata of {add.name} cannot be read: {error}") from error
         rootfs = Rootfs.open(data)
         tree = Tree(rootfs, as_layer=add.as_layer, cache=self._cache)
+        tree.prepare()
         return _Layer(add, connection, rootfs, tree, self._make_store(add.store, rootfs.verity))
 
     def _on_ready(self, mount_id: str, session: Session) -> None:

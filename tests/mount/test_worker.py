@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from snapshotter.format.digest import sha256
 from snapshotter.mount import messages, mounting, processes, workerproto
 from snapshotter.mount.connection import Connection
 from snapshotter.mount.journal import Journal
+from snapshotter.mount.server import FAR_THREADS
 from snapshotter.mount.wire import InitFlag, Negotiated
 from snapshotter.mount.workerclient import KIND, WorkerClient
 from snapshotter.mount.workerproto import FailureReport, Gone, Hello
@@ -50,10 +52,10 @@ def daemon() -> Iterator[Daemon]:
 
 
 class Gate:
-    """Holds back the first chunk of the file ``slow``."""
+    """Holds back the first chunk of the file ``slow``, or of the file with this content."""
 
-    def __init__(self, image: Path) -> None:
-        self._fifo = image / "chunks" / (sha256(SLOW[:PIECE]).hex() + ".wait")
+    def __init__(self, image: Path, content: bytes = SLOW) -> None:
+        self._fifo = image / "chunks" / (sha256(content[:PIECE]).hex() + ".wait")
         os.mkfifo(self._fifo)
 
     def wait(self) -> int:
@@ -378,3 +380,55 @@ def test_a_mount_that_is_told_of_another_store_reads_from_there(daemon: Daemon, 
 def test_only_what_is_served_can_be_told_of_another_store(daemon: Daemon) -> None:
     with pytest.raises(NotFoundError):
         daemon.worker.update("nothing", {"chunks": "/"})
+
+
+READ_DIRECTLY = """
+import os, signal, sys, threading
+def handler(number, frame):
+    raise TimeoutError
+signal.signal(signal.SIGUSR1, handler)
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+for _ in range(int(sys.argv[2]) - 1):
+    threading.Thread(target=os.pread, args=(fd, 4096, 0)).start()
+try:
+    os.pread(fd, 4096, 0)
+except TimeoutError:
+    sys.exit(7)
+"""
+"""Reads in several threads, with O_DIRECT: others wait for a page of the cache, which no signal but a deadly one ends."""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGUSR1, 7)]
+)
+def test_a_waiting_read_can_be_interrupted(daemon: Daemon, image: Path, tmp_path: Path, number: int, status: int) -> None:
+    point = tmp_path / "m"
+    daemon.mount(image, point)
+    gate = Gate(image)
+    with subprocess.Popen([sys.executable, "-c", READ_DIRECTLY, point / "slow", "1"]) as reader:
+        opened = gate.wait()
+        reader.send_signal(number)
+        assert reader.wait(PATIENCE) == status
+    gate.remove()
+    os.close(opened)
+    assert (point / "slow").read_bytes() == SLOW
+
+
+def test_reads_that_were_interrupted_hold_up_no_others(daemon: Daemon, image: Path, tmp_path: Path) -> None:
+    point = tmp_path / "m"
+    daemon.mount(image, point)
+    gate, another = Gate(image), Gate(image, QUICK)
+    with subprocess.Popen([sys.executable, "-c", READ_DIRECTLY, point / "slow", str(FAR_THREADS + 6)]) as reader:
+        opened = gate.wait()
+        while len(os.listdir(f"/proc/{daemon.worker.pid}/task")) < FAR_THREADS:
+            assert reader.poll() is None
+        reader.kill()
+        assert reader.wait(PATIENCE) == -signal.SIGKILL
+    with ThreadPoolExecutor(1) as pool:
+        quick = pool.submit((point / "quick").read_bytes)
+        os.close(another.wait())  # a thread has come to it
+        another.remove()
+        assert quick.result(PATIENCE) == QUICK
+    gate.remove()
+    os.close(opened)
+    assert (point / "slow").read_bytes() == SLOW

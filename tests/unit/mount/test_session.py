@@ -15,7 +15,7 @@ from snapshotter.format.digest import sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount import wire
-from snapshotter.mount.session import Buffers, Failure, ReadJob, Session, StatfsJob
+from snapshotter.mount.session import Buffers, Failure, Interrupt, ReadJob, Session
 from snapshotter.mount.tree import Tree
 from snapshotter.mount.wire import InitFlag, Negotiated, Opcode
 from tests.support.chunks import StubStore
@@ -57,12 +57,13 @@ def ask(session: Session, opcode: int, body: bytes = b"", nodeid: int = 1) -> tu
     return reply(b"".join(answer))
 
 
-def finished(session: Session, answer: Buffers | ReadJob | StatfsJob | None) -> Buffers | None:
+def finished(session: Session, answer: Buffers | ReadJob | Interrupt | None) -> Buffers | None:
     """The answer, jobs done."""
     if isinstance(answer, ReadJob):
         session.is_near(answer)
         return session.read(answer)
-    return session.statfs(answer) if isinstance(answer, StatfsJob) else answer
+    assert not isinstance(answer, Interrupt)
+    return answer
 
 
 def reply(data: bytes) -> tuple[int, bytes]:
@@ -182,7 +183,13 @@ def test_nothing_is_written(opcode: Opcode) -> None:
     assert failures == []
 
 
-@pytest.mark.parametrize("opcode", sorted(wire.NO_REPLY))
+def test_an_interrupt_names_the_request() -> None:
+    session, _, _ = make_session()
+    header = wire.IN_HEADER.pack(48, Opcode.INTERRUPT, 77, 0, 0, 0, 0, 0, 0)
+    assert session.handle(memoryview(header + struct.pack("<Q", 4711))) == Interrupt(4711)
+
+
+@pytest.mark.parametrize("opcode", sorted(wire.NO_REPLY - {Opcode.INTERRUPT}))
 def test_what_wants_no_reply_gets_none(opcode: Opcode) -> None:
     session, _, _ = make_session()
     header = wire.IN_HEADER.pack(48, opcode, 77, 1, 0, 0, 0, 0, 0)

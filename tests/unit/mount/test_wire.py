@@ -44,7 +44,7 @@ def test_sizes_are_the_kernels() -> None:
 
 def test_extensions_are_cut_off() -> None:
     taken = wire.parse_request(request(Opcode.LOOKUP, b"name\0", extensions=bytes(16)))
-    assert taken == (Opcode.LOOKUP, 2, 1, b"name\0")
+    assert taken == (Opcode.LOOKUP, 2, 1, 0, b"name\0")
 
 
 @pytest.mark.parametrize("length", [0, 15, 16, 39])
