@@ -53,6 +53,11 @@ unit: venv
 system: packages venv image containerds kernel upstream
 	$(pytest) -m root --durations=10 tests
 
+# kill -9 of workers, daemon and both, ROUNDS times at random, under a load that checks every byte; no read may take 5 s
+ROUNDS ?= 100
+chaos: packages venv image
+	CHAOS_ROUNDS=$(ROUNDS) CHAOS_HANG=5 $(pytest) -s tests/system/test_chaos.py
+
 packages:
 	@PYTHON=$(PYTHON) scripts/packages
 

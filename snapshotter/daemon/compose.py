@@ -4,6 +4,7 @@
 
     gRPC server → snapshots and diff service → Snapshotter → Layers → Registries        (metadata, pack indexes)
                                                       └───→ Supervisor → mount workers → chunk store chain
+                                                                └──────→ Held → descriptor store
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from snapshotter.daemon.activity import Activity
 from snapshotter.daemon.addresses import socket_path
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.criproxy import ImageServiceProxy
+from snapshotter.daemon.keeping import Held, KeeperStore, SystemdStore
 from snapshotter.daemon.keychain import Keychain, KeychainServer
 from snapshotter.daemon.keychain import socket_path as keychain_path
 from snapshotter.daemon.layers import Layers
@@ -72,26 +74,28 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         sealing = _sealing(config)
         node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout, sealing=sealing)
         stack.callback(node.close)
-        supervisor = Supervisor(
-            worker_main.command(config, config_path, sealing=sealing is not None), config.root / "workers", config.mount_workers
-        )
-        stack.callback(supervisor.close)
+        workers = config.root / "workers"
+        held = Held(SystemdStore() if SystemdStore.is_there() else KeeperStore(workers))
+        command = worker_main.command(config, config_path, sealing=sealing is not None)
+        supervisor = Supervisor(command, workers, config.mount_workers, held, worker_main.identity(command, config_path))
         layers = Layers(config.root, origins, reach.sources, supervisor, node.cache.directory, node.fetch_indexes, sealing)
         snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on
         stack.callback(snapshotter.close)
-        stack.callback(layers.close)
+        stack.callback(held.close)
+        stack.callback(supervisor.close)
+        held.open()
+        found = supervisor.start()
         stale = supervisor.clear(config.root / "l")
-        if stale:
-            _log.info(
-                "%d mounts of an earlier daemon taken off; containers on them are served by its workers until they end", stale
-            )
-        supervisor.start()
+        if found or stale:
+            _log.info("going on with %d mounts of an earlier daemon, %d that nobody serves are taken off", found, stale)
         activity = Activity(supervisor.workers, node.report)
         stack.callback(activity.close)
         activity.start()
         recovery = snapshotter.recover()
         for diff_id, error in recovery.failed.items():
             _log.error("layer %s is not mounted: %s", diff_id.hex(), error)
+        supervisor.settle()
+        held.settle()
         server = grpc.server(
             ThreadPoolExecutor(GRPC_THREADS, "grpc"),
             options=[("grpc.max_receive_message_length", MESSAGE_MAX), ("grpc.so_reuseport", 0)],

@@ -58,7 +58,10 @@ class Mounts(Protocol):
     """Makes and undoes the mounts of layers (`supervisor.Supervisor`)."""
 
     def mount(self, name: str, mountpoint: Path, metadata: Path, source: LayerSource) -> None:
-        """Mount the layer whose message is the file `metadata`; it answers when this returns. `name` is the diff ID."""
+        """Mount the layer whose message is the file `metadata`; it answers when this returns. `name` is the diff ID.
+
+        Where an earlier daemon mounted it there already, that goes on.
+        """
         ...
 
     def update(self, mountpoint: Path, source: LayerSource) -> None:
@@ -202,13 +205,6 @@ class Layers:
             return [pair.digest for pair in rootfs.verities()]
         finally:
             rootfs.close()
-
-    def close(self) -> None:
-        """Unmount everything; what is on disk stays for the next start."""
-        for diff_id in list(self._mounted):
-            with self._locked(diff_id):
-                self._mounts.unmount(self.mountpoint(diff_id))
-                del self._mounted[diff_id]
 
     def _learn(self, diff_id: Digest, latest: LayerSource) -> None:
         """A mounted layer was asked for in another way: ask there first, since that is where the image is known to be now."""

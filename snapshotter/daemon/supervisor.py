@@ -1,11 +1,9 @@
-"""Keeps mount workers running, and every mount served by one of them.
+"""Keeps mount workers running, and every mount served by one of them: the shell around `supervision`, which decides.
 
-The daemon holds a descriptor of every FUSE connection beside the worker that serves it. A worker that dies is replaced, after
-a pause that grows while it keeps dying (`pause`), and its successor gets the same connections: the kernel hands it the requests
-that were under way (Linux 6.9 and later), so no container sees an error.
-
-When the daemon goes, its workers stay, each until the last container on its mounts has ended; the next daemon makes mounts of
-its own for new containers. So nothing has to be carried over from one daemon to the next.
+The daemon mounts, and holds every connection (`keeping.Held`) beside the worker that serves it. A worker that dies is followed
+by another, which has the same connections and answers what was under way: no container sees an error. When the daemon goes, its
+workers stay; the next daemon finds them by their sockets and goes on with them (`Supervisor.start`). When workers and daemon
+go together, the connections are in the descriptor store.
 """
 
 from __future__ import annotations
@@ -13,52 +11,75 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import secrets
+import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from snapshotter.daemon import supervision
+from snapshotter.daemon.keeping import Held
 from snapshotter.daemon.sources import LayerSource
-from snapshotter.errors import NotFoundError, PuzzlefsError, UnavailableError, UnsupportedError
-from snapshotter.mount import mounting
+from snapshotter.daemon.supervision import (
+    Ended,
+    Found,
+    GiveUp,
+    Kill,
+    Phase,
+    Placed,
+    Refused,
+    Report,
+    Serve,
+    Silent,
+    Start,
+    Supervision,
+)
+from snapshotter.errors import (
+    AlreadyExistsError,
+    InvalidError,
+    NotFoundError,
+    PuzzlefsError,
+    UnavailableError,
+    UnsupportedError,
+)
+from snapshotter.mount import mounting, processes, workerproto
 from snapshotter.mount.connection import Connection
 from snapshotter.mount.failures import FailureReport
-from snapshotter.mount.workerclient import WorkerClient
-from snapshotter.mount.workerproto import AddMount, Event, Gone, Ready
+from snapshotter.mount.workerclient import KIND, WorkerClient
+from snapshotter.mount.workerproto import AddMount, Event, Gone, Hello, Ready
 
 READY_TIMEOUT = 30.0
 """Seconds in which a new mount must answer the kernel's first request."""
-PAUSE_MAX = 30.0
-"""Longest pause before a worker is started again, in seconds."""
-SETTLED_AFTER = 60.0
-"""A worker that ran for this many seconds has not died of what its predecessor died of."""
+PING_EVERY = 5.0
+PING_TIMEOUT = 5.0
+"""Seconds in which a worker must answer, all it does for its mounts notwithstanding."""
+_LAYER = "layer"
 
 _log = logging.getLogger(__name__)
 
 
-def pause(deaths: int) -> float:
-    """Seconds to wait before the next start, after `deaths` early ones in a row: 0, then 0.1 doubling up to `PAUSE_MAX`."""
-    return 0.0 if deaths <= 1 else min(PAUSE_MAX, 0.1 * 2.0 ** (deaths - 2))
+@dataclass
+class _Mount:
+    """A mount: where it is, its connection, and what its worker is told (None: nobody has asked for it since the start)."""
 
-
-class Kernel(Protocol):
-    """The calls that make and undo mounts (`mounting`)."""
-
-    def mount(self, fd: int, mountpoint: Path, source: str) -> None:
-        """Mount it."""
-        ...
-
-    def unmount(self, mountpoint: Path) -> None:
-        """Take the topmost mount off."""
-        ...
+    ident: str
+    name: str
+    mountpoint: Path
+    connection: Connection
+    add: AddMount | None
+    ready: threading.Event = field(default_factory=threading.Event)
+    refused: PuzzlefsError | None = None
+    detached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker as it is now: its place, its process, its mounts, early deaths in a row, seconds since its start, and what it
-    reports of itself (None: it does not answer)."""
+    """A worker as it is now: its place, its process, the mountpoints it serves, early deaths in a row, seconds since its start,
+    what it reports of itself (None: it does not answer), how often a process was followed by another."""
 
     number: int
     pid: int
@@ -66,186 +87,386 @@ class WorkerState:
     deaths: int
     seconds: float
     report: Mapping[str, Any] | None
-
-
-@dataclass
-class _Served:
-    """A mount: what its worker was told, the connection, and what INIT agreed on."""
-
-    add: AddMount
-    connection: Connection
-    ready: threading.Event = field(default_factory=threading.Event)
-    refused: str | None = None
-
-
-class _Slot:
-    """The place of one worker: its mounts, which outlive it, and how often it died lately."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.client: WorkerClient | None = None
-        self.mounts: dict[str, _Served] = {}
-        self.started = 0.0
-        self.deaths = 0
-        self.lock = threading.RLock()
+    restarts: int = 0
 
 
 class Supervisor:
-    """`layers.Mounts`: every mount in one of a fixed number of workers. Safe for use by many threads."""
+    """`layers.Mounts`: every mount in one of a few workers, whatever dies. Safe for use by many threads."""
 
-    def __init__(self, command: Sequence[str], directory: Path, workers: int, kernel: Kernel = mounting) -> None:
-        """`command` starts a worker, whose socket is in `directory`: by `start`, or when it is first needed."""
-        self._command = command
+    def __init__(self, command: Sequence[str], directory: Path, workers: int, held: Held, identity: str = "") -> None:
+        """`command` starts a worker, whose socket is in `directory`; `identity` names what is started by it.
+
+        Raises:
+            InvalidError: there is to be no worker.
+        """
+        if workers < 1:
+            raise InvalidError("there must be at least one mount worker")
+        self._command = [*command, "--identity", identity]
         self._directory = directory
-        self._kernel = kernel
-        self._slots = [_Slot(number) for number in range(workers)]
-        self._guard = threading.Lock()
+        self._held = held
+        self._identity = identity
+        self._state = Supervision(workers)
+        self._mounts: dict[str, _Mount] = {}
+        self._clients: dict[int, WorkerClient] = {}
+        self._lock = threading.RLock()
+        self._events: deque[supervision.Event] = deque()
+        self._stepping = False
+        self._last_round = time.monotonic()
+        self._changed = threading.Event()
         self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for name, run in (("supervisor", self._keep_time), ("watchdog", self._watch))
+        ]
 
-    def start(self) -> None:
-        """Start all workers: one takes half a second to be ready, which the first pull need not wait for."""
-        for slot in self._slots:
-            with slot.lock:
-                self._running(slot)
+    def start(self) -> int:
+        """Find the workers of an earlier daemon, and what it held; the number of mounts that go on. Once, first.
+
+        Afterwards `mount` goes on with what is found, where it is the layer that is asked for; `settle` is to follow.
+        """
+        found: list[tuple[WorkerClient, Hello]] = []
+        for path in processes.sockets(self._directory, KIND):
+            try:
+                found.append(WorkerClient.find(path, self._on_event, self._on_exit(len(found))))
+            except (UnavailableError, InvalidError) as error:
+                _log.info("no mount worker to go on with: %s", error)
+                processes.kill_by(path)
+                path.unlink(missing_ok=True)
+        # Asked without the lock: who reads the answer may have an event to tell first.
+        given = [[(ident, *_held_by(client, ident)) for ident in hello.mounts] for client, hello in found]
+        with self._lock:
+            for number, (client, hello) in enumerate(found):
+                self._clients[number] = client
+                current = (hello.protocol, hello.identity) == (workerproto.PROTOCOL, self._identity)
+                mounts = [ident for ident, add, held in given[number] if held and self._adopt(ident, held, add)]
+                self._step(Found(number, tuple(mounts), current))
+            for ident, connection in self._held.found().items():
+                if _is_layer(connection):
+                    self._adopt(ident, connection, None)
+        for thread in self._threads:
+            thread.start()
+        return len(self._mounts)
+
+    def settle(self) -> None:
+        """Take off what an earlier daemon had mounted and nobody has asked for since `start`."""
+        with self._lock:
+            wanted = {mount.mountpoint for mount in self._mounts.values() if mount.add is not None and not mount.detached}
+            stray = [mount for mount in self._mounts.values() if mount.mountpoint not in wanted]
+            for mount in stray:
+                self._take_off(mount.mountpoint)
+                mount.detached = True
+                if mount.add is None:
+                    self._step(supervision.Gone(mount.ident))
+                    self._forget(mount.ident)
+
+    def clear(self, directory: Path) -> int:
+        """Take off what is mounted below `directory` and served by nobody; how many mounts that were. Before `mount`."""
+        points = [info.mountpoint for info in mounting.our_mounts(directory)]
+        with self._lock:
+            ours = {mount.mountpoint for mount in self._mounts.values()}
+            # Where one lies over another, what is seen may be the one that nobody serves.
+            doubtful = {point for point in points if points.count(point) > 1}
+            for mount in self._mounts.values():
+                if mount.mountpoint in doubtful or mount.mountpoint not in points:
+                    mount.detached = True
+        stale = [point for point in points if point not in ours or point in doubtful]
+        for point in stale:
+            self._take_off(point)
+        return len(stale)
 
     def mount(self, name: str, mountpoint: Path, metadata: Path, source: LayerSource) -> None:
         """See `layers.Mounts`."""
         label = f"layer {name} of {' or '.join(source.images) or 'an unnamed image'}"
-        slot = self._choose()
-        key = str(mountpoint)
-        served = _Served(AddMount(key, str(metadata), label, store=source.to_json()), Connection.open({"mountpoint": key}))
+        with self._lock:
+            mount = self._claim(name, mountpoint)
+            if mount is not None:
+                told, mount.add = mount.add, AddMount(mount.ident, str(metadata), label, store=source.to_json())
+                place = self._state.place_of(mount.ident)
+                if place is None:
+                    self._step(Placed(mount.ident))
+                elif told is None and place.phase is Phase.RUNNING:
+                    self._serve(place.number, mount.ident)  # its process was not given it before it was asked for
+        if mount is None:
+            mount = self._make(name, mountpoint, metadata, label, source)
+        elif told is not None and told.store != source.to_json():
+            self._tell(mount)
         try:
-            # Mounted first: a connection that belongs to no mount yet looks to its worker like one whose mount is gone (EPERM).
-            self._kernel.mount(served.connection.fuse, mountpoint, "puzzlefs")
-            with slot.lock:
-                slot.mounts[key] = served
-                self._running(slot).add(served.add, served.connection)
-            if not served.ready.wait(READY_TIMEOUT):
+            if not mount.ready.wait(READY_TIMEOUT):
                 raise UnavailableError(f"{label}: its mount did not answer within {READY_TIMEOUT:g} s")
-            if served.refused is not None:
-                raise UnsupportedError(f"{label}: {served.refused}")
+            if mount.refused is not None:
+                raise type(mount.refused)(f"{label}: {mount.refused}")
         except BaseException:
             self._take_off(mountpoint)
-            self._drop(slot, served)
+            self._drop(mount)
             raise
 
     def unmount(self, mountpoint: Path) -> None:
-        """See `layers.Mounts`. The worker lets go when the kernel says that the last user is gone."""
-        self._take_off(mountpoint)
-        for slot in self._slots:
-            with slot.lock:
-                served = slot.mounts.pop(str(mountpoint), None)
-            if served is not None:
-                served.connection.close()
+        """See `layers.Mounts`. Workers serve the mount until the kernel says that its last user is gone."""
+        with self._lock:
+            self._take_off(mountpoint)
+            for mount in self._mounts.values():
+                if mount.mountpoint == mountpoint:
+                    mount.detached = True
 
     def update(self, mountpoint: Path, source: LayerSource) -> None:
         """See `layers.Mounts`."""
-        for slot in self._slots:
-            with slot.lock:
-                served = slot.mounts.get(str(mountpoint))
-                if served is not None:
-                    served.add = dataclasses.replace(served.add, store=source.to_json())
-                    try:
-                        self._running(slot).update(served.add.mount_id, served.add.store)
-                    except PuzzlefsError as error:
-                        # Its worker has just died: the next one is told with the mount.
-                        _log.warning("%s: its worker could not be told of a new source yet: %s", served.add.name, error)
+        with self._lock:
+            for mount in self._mounts.values():
+                if mount.mountpoint == mountpoint and not mount.detached and mount.add is not None:
+                    mount.add = dataclasses.replace(mount.add, store=source.to_json())
+                    break
+            else:
+                return
+        self._tell(mount)
 
     def workers(self) -> list[WorkerState]:
         """The workers that run now, each asked what it does."""
+        with self._lock:
+            places = [
+                (dataclasses.replace(place, mounts=dict(place.mounts)), self._clients.get(place.number))
+                for place in sorted(self._state.places.values(), key=lambda place: place.number)
+            ]
+            points = {ident: str(mount.mountpoint) for ident, mount in self._mounts.items()}
         states = []
-        for slot in self._slots:
-            with slot.lock:
-                client, mounts = slot.client, tuple(slot.mounts)
+        for place, client in places:
             if client is None:
                 continue
-            try:
+            mounts = tuple(points[ident] for ident in place.mounts if ident in points)
+            report = None
+            with contextlib.suppress(PuzzlefsError):
                 report = client.stats()
-            except PuzzlefsError:
-                report = None
-            states.append(WorkerState(slot.number, client.pid, mounts, slot.deaths, time.monotonic() - slot.started, report))
+            seconds = time.monotonic() - place.since
+            states.append(WorkerState(place.number, client.pid, mounts, place.deaths, seconds, report, place.restarts))
         return states
 
-    def clear(self, directory: Path) -> int:
-        """Take off what an earlier daemon mounted below `directory`; how many mounts that were."""
-        stale = mounting.our_mounts(directory)
-        for info in stale:
-            self._take_off(info.mountpoint)
-        return len(stale)
+    def is_well(self) -> bool:
+        """Whether workers are looked after: for the service manager's watchdog."""
+        return time.monotonic() - self._last_round < 3 * (PING_EVERY + PING_TIMEOUT)
 
     def close(self) -> None:
-        """Let the workers go: each serves on until its last mount is gone, and then ends."""
+        """Let the workers go: they serve on, and the next daemon finds them."""
         self._closing.set()
-        for slot in self._slots:
-            with slot.lock:
-                if slot.client is not None:
-                    slot.client.detach()
-                for served in slot.mounts.values():
-                    served.connection.close()
-                slot.mounts.clear()
+        self._changed.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+        with self._lock:
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.detach()
 
-    def _choose(self) -> _Slot:
-        with self._guard:
-            return min(self._slots, key=lambda slot: (len(slot.mounts), slot.number))
+    # --- what an earlier daemon left
 
-    def _running(self, slot: _Slot) -> WorkerClient:
-        """The slot's worker, started if there is none. The slot is locked."""
-        if slot.client is None:
-            slot.client = WorkerClient.start(
-                self._command, self._directory, self._on_event(slot), lambda status: self._on_exit(slot)
-            )
-            slot.started = time.monotonic()
-            _log.info("mount worker %d started (pid %d)", slot.number, slot.client.pid)
-        return slot.client
-
-    def _on_event(self, slot: _Slot) -> Callable[[Event], None]:
-        def handle(event: Event) -> None:
-            match event:
-                case Ready(mount_id, _, refused):
-                    served = slot.mounts.get(mount_id)
-                    if served is not None:
-                        served.refused = refused
-                        served.ready.set()
-                case Gone(mount_id):
-                    _log.debug("the mount on %s has ended", mount_id)
-                case FailureReport():
-                    _log.error("%s", event)
-
-        return handle
-
-    def _on_exit(self, slot: _Slot) -> None:
-        """A worker has ended: start the next one with the same mounts. Runs in the thread that listened to it."""
-        if self._closing.is_set():
-            return
-        with slot.lock:
-            lasted = time.monotonic() - slot.started
-            slot.client = None
-            slot.deaths = 1 if lasted > SETTLED_AFTER else slot.deaths + 1
-            mounts = len(slot.mounts)
-        if not mounts:
-            return
-        wait = pause(slot.deaths)
-        _log.error("mount worker %d died after %.1f s; %d mounts get a new one in %.1f s", slot.number, lasted, mounts, wait)
-        if self._closing.wait(wait):
-            return
-        with slot.lock:
-            for served in slot.mounts.values():
-                self._hand_over(slot, served)
-
-    def _hand_over(self, slot: _Slot, served: _Served) -> None:
+    def _adopt(self, ident: str, connection: Connection, add: AddMount | None) -> bool:
+        """Go on with a mount of an earlier daemon; if that cannot be, its connection is closed."""
+        if ident in self._mounts:  # another worker has it too: one that its daemon had given up
+            connection.close()
+            return False
+        self._held.hold(ident, connection)
         try:
-            self._running(slot).add(served.add, served.connection)
-        except PuzzlefsError as error:
-            _log.error("%s is not served any more: %s", served.add.name, error)
+            state = connection.state()
+            mount = _Mount(ident, state.label["name"], Path(state.label["mountpoint"]), connection, add)
+        except (InvalidError, KeyError) as error:
+            _log.warning("mount %s of an earlier daemon cannot be gone on with: %s", ident, error)
+            self._held.release(ident)
+            return False
+        if connection.is_gone():
+            self._held.release(ident)
+            return False
+        self._mounts[ident] = mount
+        if add is not None and state.negotiated is not None:
+            mount.ready.set()
+        return True
 
-    def _drop(self, slot: _Slot, served: _Served) -> None:
-        with slot.lock:
-            slot.mounts.pop(served.add.mount_id, None)
-            if slot.client is not None:
-                with contextlib.suppress(PuzzlefsError):
-                    slot.client.remove(served.add.mount_id)
-        served.connection.close()
+    def _claim(self, name: str, mountpoint: Path) -> _Mount | None:
+        """The mount of an earlier daemon that is on `mountpoint`, if it shows this layer."""
+        for mount in self._mounts.values():
+            if mount.mountpoint == mountpoint and not mount.detached:
+                if mount.name == name:
+                    return mount
+                self._take_off(mountpoint)
+                mount.detached = True
+        return None
+
+    # --- mounts
+
+    def _make(self, name: str, mountpoint: Path, metadata: Path, label: str, source: LayerSource) -> _Mount:
+        ident = f"{mountpoint.name}-{secrets.token_hex(4)}"
+        connection = Connection.open({"kind": _LAYER, "name": name, "mountpoint": str(mountpoint)})
+        try:
+            # Mounted first: a connection that belongs to no mount yet looks to its worker like one whose mount is gone (EPERM).
+            mounting.mount(connection.fuse, mountpoint, "puzzlefs")
+        except BaseException:
+            connection.close()
+            raise
+        mount = _Mount(ident, name, mountpoint, connection, AddMount(ident, str(metadata), label, store=source.to_json()))
+        self._held.hold(ident, connection)
+        with self._lock:
+            self._mounts[ident] = mount
+            self._step(Placed(ident))
+        return mount
+
+    def _tell(self, mount: _Mount) -> None:
+        """Tell the worker of a mount of its source. One that has just died is followed by one that is told with the mount."""
+        with self._lock:
+            place = self._state.place_of(mount.ident)
+            client = self._clients.get(place.number) if place is not None else None
+        try:
+            if client is not None and mount.add is not None:
+                client.update(mount.ident, mount.add.store)
+        except PuzzlefsError as error:
+            _log.warning("%s: its worker could not be told of a new source yet: %s", mount.name, error)
+
+    def _drop(self, mount: _Mount) -> None:
+        with self._lock:
+            place = self._state.place_of(mount.ident)
+            client = self._clients.get(place.number) if place is not None else None
+            self._step(supervision.Gone(mount.ident))
+            self._forget(mount.ident)
+        if client is not None:
+            with contextlib.suppress(PuzzlefsError):
+                client.remove(mount.ident)
+
+    def _forget(self, ident: str) -> None:
+        if self._mounts.pop(ident, None) is not None:
+            self._held.release(ident)
 
     def _take_off(self, mountpoint: Path) -> None:
         with contextlib.suppress(NotFoundError):
-            self._kernel.unmount(mountpoint)
+            mounting.unmount(mountpoint)
+
+    # --- events and actions
+
+    def _step(self, event: supervision.Event) -> None:
+        """Have the machine decide about `event`, and do what it says; events that come of that follow one another."""
+        with self._lock:
+            self._events.append(event)
+            if self._stepping or self._closing.is_set():
+                return
+            self._stepping = True
+            try:
+                while self._events:
+                    for action in self._state.step(self._events.popleft(), time.monotonic()):
+                        self._act(action)
+            finally:
+                self._stepping = False
+            self._changed.set()
+
+    def _act(self, action: supervision.Action) -> None:
+        match action:
+            case Start(worker):
+                self._start_worker(worker)
+            case Serve(worker, ident):
+                self._serve(worker, ident)
+            case Kill(worker):
+                client = self._clients.get(worker)
+                if client is not None:
+                    client.begin_kill()
+            case GiveUp(ident, reason):
+                mount = self._mounts.get(ident)
+                if mount is not None:
+                    self._report(f"{mount.name} is not served any more: {reason}", bad=mount.ready.is_set())
+                    mount.refused = mount.refused or UnavailableError(reason)
+                    mount.ready.set()
+                    self._forget(ident)
+            case Report(text, bad):
+                self._report(text, bad)
+
+    def _start_worker(self, worker: int) -> None:
+        try:
+            client = WorkerClient.start(self._command, self._directory, self._on_event, self._on_exit(worker))
+        except (PuzzlefsError, OSError) as error:
+            self._report(f"mount worker {worker} cannot be started: {error}", bad=True)
+            self._events.append(Ended(worker, killed=False))
+            return
+        self._clients[worker] = client
+        _log.info("mount worker %d started (pid %d)", worker, client.pid)
+
+    def _serve(self, worker: int, ident: str) -> None:
+        mount, client = self._mounts.get(ident), self._clients.get(worker)
+        if mount is None or client is None:
+            return
+        if mount.add is None:
+            return  # nobody has asked for it since the start: `mount` follows, or `settle`
+
+        def answered(error: PuzzlefsError | None) -> None:
+            # One that has ended is followed by another, which is asked again.
+            if error is not None and not isinstance(error, UnavailableError | AlreadyExistsError):
+                mount.refused = error
+                self._step(Refused(worker, ident, str(error)))
+
+        # One that cannot be reached has ended, which is heard of soon.
+        with contextlib.suppress(UnavailableError):
+            client.begin_add(mount.add, mount.connection, answered)
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Ready(ident, _, refused):
+                with self._lock:
+                    mount = self._mounts.get(ident)
+                    if mount is not None:
+                        mount.refused = None if refused is None else UnsupportedError(refused)
+                        mount.ready.set()
+            case Gone(ident):
+                with self._lock:
+                    self._step(supervision.Gone(ident))
+                    self._forget(ident)
+            case FailureReport():
+                self._report(str(event), bad=True)
+
+    def _on_exit(self, worker: int) -> Callable[[int | None], None]:
+        def ended(status: int | None) -> None:
+            with self._lock:
+                if not self._closing.is_set():
+                    self._clients.pop(worker, None)
+                    self._step(Ended(worker, killed=status in (None, -signal.SIGKILL)))
+
+        return ended
+
+    def _report(self, text: str, bad: bool) -> None:
+        _log.log(logging.ERROR if bad else logging.INFO, "%s", text)
+
+    # --- threads
+
+    def _keep_time(self) -> None:
+        while not self._closing.is_set():
+            with self._lock:
+                due = self._state.due()
+            if due is not None and due <= time.monotonic():
+                self._step(supervision.Tick())
+                continue
+            self._changed.wait(None if due is None else max(0.0, due - time.monotonic()))
+            self._changed.clear()
+
+    def _watch(self) -> None:
+        silent: set[int] = set()
+        while not self._closing.wait(PING_EVERY):
+            with self._lock:
+                clients = dict(self._clients)
+            for worker, client in clients.items():
+                if client.ping(PING_TIMEOUT):
+                    silent.discard(client.pid)
+                elif client.pid not in silent:
+                    silent.add(client.pid)
+                else:
+                    with self._lock:
+                        if self._clients.get(worker) is client:
+                            self._step(Silent(worker))
+            silent &= {client.pid for client in clients.values()}
+            self._last_round = time.monotonic()
+
+
+def _held_by(client: WorkerClient, ident: str) -> tuple[AddMount | None, Connection | None]:
+    try:
+        return client.held(ident)
+    except PuzzlefsError as error:
+        _log.warning("mount worker %d does not give mount %s: %s", client.pid, ident, error)
+        return None, None
+
+
+def _is_layer(connection: Connection) -> bool:
+    """Whether this is a layer's, and not one that the daemon itself serves."""
+    try:
+        return connection.state().label.get("kind") == _LAYER
+    except InvalidError:
+        return False

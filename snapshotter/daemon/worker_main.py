@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from snapshotter import __version__
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.directory import VerityOf
@@ -19,7 +21,7 @@ from snapshotter.daemon.keychain import socket_path as keychain_path
 from snapshotter.daemon.reach import Reach
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.format import fsverity
-from snapshotter.mount import worker
+from snapshotter.mount import worker, workerproto
 
 
 def command(config: Config, config_path: Path | None, *, sealing: bool = False) -> list[str]:
@@ -39,6 +41,15 @@ def command(config: Config, config_path: Path | None, *, sealing: bool = False) 
     if config_path is not None:
         arguments += ["--config", str(config_path)]
     return arguments
+
+
+def identity(command: Sequence[str], config_path: Path | None) -> str:
+    """What a worker of this release with this configuration is known by; one that says something else is replaced.
+
+    Of the configuration's file only when it was changed: everybody can read arguments, and a digest can be guessed at.
+    """
+    changed = None if config_path is None else (config_path.stat().st_mtime_ns, config_path.stat().st_size)
+    return hashlib.sha256(repr((__version__, workerproto.PROTOCOL, list(command), changed)).encode()).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

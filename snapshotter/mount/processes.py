@@ -92,7 +92,7 @@ class Found:
 
 
 def start(command: Sequence[str], directory: Path, kind: str) -> tuple[Path, socket.socket, Child]:
-    """Start a process by `command`, to which ``--socket-fd N`` is added, in a session of its own.
+    """Start a process by `command`, to which ``--socket-fd N --name NAME`` is added, in a session of its own.
 
     It listens at the path that is answered, a new one in `directory`, and the connected socket is the first that it hears.
 
@@ -110,7 +110,7 @@ def start(command: Sequence[str], directory: Path, kind: str) -> tuple[Path, soc
             ours = connect(path)
             try:
                 process = subprocess.Popen(
-                    [*command, "--socket-fd", str(listener.fileno())],
+                    [*command, "--socket-fd", str(listener.fileno()), "--name", path.stem],
                     pass_fds=[listener.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
@@ -127,6 +127,21 @@ def start(command: Sequence[str], directory: Path, kind: str) -> tuple[Path, soc
 def sockets(directory: Path, kind: str) -> list[Path]:
     """The sockets of that kind in `directory`, of processes that may have ended."""
     return sorted(directory.glob(f"{kind}-*{SUFFIX}"))
+
+
+def kill_by(path: Path) -> None:
+    """Kill the process that `start` gave the socket `path`, if it runs: one that is there and does not answer."""
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        # The process may end meanwhile, and its number be another's: by the descriptor it cannot be mistaken.
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(int(directory.name))
+            try:
+                if path.stem.encode() in (directory / "cmdline").read_bytes().split(b"\0"):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
 
 
 def connect(path: Path) -> socket.socket:

@@ -161,8 +161,10 @@ class WorkerClient:
 
         self._begin(workerproto.add_message(mount), connection.fds)[1].add_done_callback(answered)
 
-    def held(self, mount_id: str) -> tuple[AddMount, Connection]:
-        """A mount that the worker serves: what it was told, and the connection, the caller's to close. It goes on serving.
+    def held(self, mount_id: str) -> tuple[AddMount | None, Connection]:
+        """A mount that the worker serves, and goes on serving: what it was told, and the connection, the caller's to close.
+
+        What a worker of another release was told may not be understood; its connections are (None).
 
         Raises:
             NotFoundError: it does not serve it.
@@ -173,8 +175,7 @@ class WorkerClient:
         try:
             return workerproto.parse_add(message), connection
         except InvalidError:
-            connection.close()
-            raise
+            return None, connection
 
     def remove(self, mount_id: str) -> None:
         """Serve this mount no more; reads under way are finished.
@@ -219,6 +220,10 @@ class WorkerClient:
             _log.warning("mount worker %d did not end within %g s and is killed", self.pid, timeout)
             self._process.kill()
         self._reader.join()
+
+    def begin_kill(self) -> None:
+        """End the worker without asking; `on_exit` is called when it has."""
+        self._process.kill()
 
     def kill(self) -> None:
         """End the worker without asking, and wait until it has ended."""

@@ -106,6 +106,10 @@ class Node:
     def start_again(self) -> None:
         """Start the snapshotter, and wait until containerd has noticed: it connects again after a pause of up to 3 s."""
         self.snapshotter.start()
+        self.wait_for_containerd()
+
+    def wait_for_containerd(self) -> None:
+        """Return once containerd has noticed that the snapshotter is there again."""
         deadline = time.monotonic() + 15
         while True:
             try:

@@ -183,8 +183,7 @@ def test_a_restart_mounts_again_without_the_registry_at_the_same_place(
     first = make(tmp_path, hosts, mounts)
     first.ensure(layer(), f"{registry.host}/app:1", "default")
     before = first.mountpoint(sha256(MESSAGE))
-    first.close()
-    assert mounts.mounted == {}
+    mounts.mounted.clear()
     registry.close()
     second = make(tmp_path, hosts, mounts)
     lost = MetadataLayer(sha256(b"lost"), sha256(b"lost"), bytes(32), ())
@@ -201,7 +200,6 @@ def test_a_layer_whose_mount_fails_does_not_stop_a_start(
 ) -> None:
     first = make(tmp_path, hosts, mounts)
     first.ensure(layer(), f"{registry.host}/app:1", "default")
-    first.close()
     mounts.refuse = OSError("no")
     failed = make(tmp_path, hosts, mounts).restore([(layer(), f"{registry.host}/app:1")])
     assert isinstance(failed[sha256(MESSAGE)], UnavailableError)
