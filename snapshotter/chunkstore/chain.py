@@ -28,7 +28,6 @@ from snapshotter.chunkstore.blobs import BlobStore
 from snapshotter.chunkstore.cache import CachedStore, ChunkCache
 from snapshotter.chunkstore.directory import Sealing, VerityOf
 from snapshotter.chunkstore.fallback import Fallback
-from snapshotter.chunkstore.health import Health
 from snapshotter.chunkstore.indexes import IndexStore, fetch_index
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.packs import PackStore
@@ -68,7 +67,6 @@ class Node:
         self.indexes = IndexStore(root)
         self.pool = FetchPool()
         self._flights = Flights()
-        self._health = Health()
         self._recent = RecentChunks()
         self._limits = limits
         self._read_timeout = read_timeout
@@ -103,9 +101,7 @@ class Node:
             )
             for source in sources
         ]
-        retried = Retry(
-            Fallback(fetched, self._health), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8)
-        )
+        retried = Retry(Fallback(fetched), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8))
         single = SingleFlight(retried, stats=self.stats, flights=self._flights, local=self.cache, timeout=self._read_timeout)
         fetched_once = Observed(single, self.reads, "fetch", layer)
         cached = CachedStore(self.cache, fetched_once, verity_of)

@@ -6,7 +6,6 @@ free at once (`try_beside`), so that whoever comes to wait for such a chunk wait
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -57,8 +56,7 @@ class FetchPool:
     def run_now(self, task: Callable[[], None]) -> None:
         """Run `task` as soon as a thread is free; by the caller if the pool is closed."""
         try:
-            # with the caller's deadline: it waits for this
-            self.now.submit(contextvars.copy_context().run, task)
+            self.now.submit(task)
         except RuntimeError:
             task()
 

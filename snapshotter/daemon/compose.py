@@ -70,7 +70,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         stack.callback(logging.getLogger("snapshotter").removeHandler, errors)
         keychain = Keychain()
         reach = stack.enter_context(Reach(config, keychain))
-        origins = Origins(reach.sources.content, reach.hosts.ports)
+        origins = Origins(reach.sources.content, reach.ports)
         sealing = _sealing(config)
         node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout, sealing=sealing)
         stack.callback(node.close)

@@ -75,7 +75,7 @@ class ContentStore:
         Raises:
             UnavailableError: containerd does not answer.
         """
-        with self._translated(digest), contextlib.suppress(NotFoundError):
+        with contextlib.suppress(NotFoundError), self._translated(digest):
             request = content_pb2.InfoRequest(digest=to_text(digest))
             return int(self._content().Info(request, metadata=self._metadata, timeout=_timeout()).info.size)
         return None

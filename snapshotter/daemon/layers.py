@@ -27,7 +27,6 @@ from typing import Protocol
 from snapshotter.chunkstore.base import BlobReader
 from snapshotter.chunkstore.directory import Sealing
 from snapshotter.chunkstore.publish import publish
-from snapshotter.chunkstore.retry import Patience, RetryPolicy
 from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
@@ -43,8 +42,6 @@ METADATA_STORED_MAX = 256 << 20
 """Largest stored metadata blob, in bytes."""
 METADATA_MAX = 1 << 30
 """Largest metadata message, in bytes: about six million inodes."""
-FETCH_PATIENCE = RetryPolicy(attempts=4, first_pause=0.25, longest_retry_after=5.0, deadline=60.0)
-"""How a layer's metadata and indexes are asked for: containerd prepares no other layer of the image meanwhile."""
 RESTORE_THREADS = 8
 MERGED_PACKS_MAX = 64
 """Most packs in which the chunks of one mounted layer are looked for, over all images that it is in."""
@@ -172,8 +169,11 @@ class Layers:
                     mountpoint.rmdir()
             shutil.rmtree(self._directory(diff_id), ignore_errors=True)
 
-    def usage(self, diff_id: Digest) -> Usage:
+    def usage(self, diff_id: Digest, below: Sequence[Digest] = ()) -> Usage:
         """See `snapshots.lazy.LazyLayers`: the metadata, and what of the layer's chunks is in the cache."""
+        if diff_id in below:
+            return Usage()
+        shared = {chunk for other in below for chunk in self.chunks(other)}
         path = self._metadata(diff_id)
         try:
             data = path.read_bytes()
@@ -181,7 +181,7 @@ class Layers:
             raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
         rootfs = Rootfs.open(data)
         try:
-            chunks = sum(self._cached.size(pair.digest) or 0 for pair in rootfs.verities())
+            chunks = sum(self._cached.size(chunk) or 0 for chunk in {pair.digest for pair in rootfs.verities()} - shared)
             return Usage(len(data) + chunks, rootfs.inode_count)
         finally:
             rootfs.close()
@@ -217,11 +217,9 @@ class Layers:
     def _fetch(self, layer: MetadataLayer, source: LayerSource) -> None:
         """Bring metadata and pack indexes to this node, at the same time, and publish the metadata if it is right."""
         stores = self._sources.open(source)
-        # A pull that one answer of 503 fails would be retried by nobody: containerd's clients do not.
-        patience = Patience(FETCH_PATIENCE)
         with ThreadPoolExecutor(1, "indexes") as pool:
-            indexes = pool.submit(patience.run, lambda: self._fetch_indexes(layer.packs, stores))
-            message = patience.run(lambda: _first(stores, lambda store: _message(store, layer)))
+            indexes = pool.submit(self._fetch_indexes, layer.packs, stores)
+            message = _first(stores, lambda store: _message(store, layer))
             indexes.result()
         publish(self._metadata(layer.diff_id), message, None if self._sealing is None else self._sealing.enable)
 

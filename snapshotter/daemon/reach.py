@@ -76,7 +76,8 @@ class Reach:
         Raises:
             InvalidError, UnsupportedError: a store cannot be used.
         """
-        self.hosts = HostsDirectory(config.hosts_directory)
+        self._hosts = HostsDirectory(config.hosts_directory)
+        self._configured = tuple(config.registries)
         self.registries = Registries(
             registry_hosts(config), credential_source(config, told), policy=RegistryPolicy(config.allowed_registries)
         )
@@ -88,6 +89,11 @@ class Reach:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def ports(self, name: str) -> list[str]:
+        """The registry hosts that the configuration or ``hosts.toml`` has settings for, with their ports, for a host's name."""
+        own = [host for host in self._configured if host.rpartition(":")[0] == name]
+        return [*own, *self._hosts.ports(name)]
 
     def close(self) -> None:
         """Close connections."""

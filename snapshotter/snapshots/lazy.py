@@ -7,7 +7,7 @@ pure decisions about the keys and labels that containerd's unpacker sends with P
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -62,8 +62,12 @@ class LazyLayers(Protocol):
         """
         ...
 
-    def usage(self, diff_id: Digest) -> Usage:
-        """What the layer takes on this machine's disk."""
+    def usage(self, diff_id: Digest, below: Sequence[Digest] = ()) -> Usage:
+        """What the layer takes on this machine's disk, without what the layers `below` take already.
+
+        Raises:
+            NotFoundError: one of them is not on this machine.
+        """
         ...
 
 

@@ -150,6 +150,10 @@ class Reader:
         query = "SELECT annotations, image, namespace FROM hints WHERE diff_id = ? ORDER BY id DESC"
         return [Hint(json.loads(notes), image, ns) for notes, image, ns in self._db.execute(query, (diff_id,))]
 
+    def hinted(self) -> set[Digest]:
+        """The metadata layers that somebody asked for."""
+        return {diff_id for (diff_id,) in self._db.execute("SELECT DISTINCT diff_id FROM hints")}
+
     def diff_ids(self) -> set[Digest]:
         """The metadata layers that some snapshot uses."""
         query = "SELECT DISTINCT diff_id FROM snapshots WHERE layer = ?"

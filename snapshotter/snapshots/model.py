@@ -90,11 +90,6 @@ class Row:
     parent_id: int | None = None
     usage: Usage | None = None
 
-    @property
-    def link(self) -> Link:
-        """This snapshot as a member of a chain."""
-        return Link(self.id, self.layer, self.diff_id)
-
 
 @dataclass(frozen=True, slots=True)
 class Hint:

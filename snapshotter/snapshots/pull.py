@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -162,9 +162,14 @@ class LazyChains:
                 if held:
                     self._drop_if_unused(diff_id)
 
-    def usage(self, link: Link) -> Usage:
-        """What a lazy layer takes on this machine; a pack is nothing but its chunks, which the metadata layers count."""
-        return self._layers.usage(link.diff_id) if link.layer is Layer.METADATA and link.diff_id is not None else Usage()
+    def usage(self, chain: Sequence[Link]) -> Usage:
+        """What the topmost link of a chain, a lazy layer, adds on this machine to what those below it take.
+
+        So a chunk that several layers of an image share counts once for the image. A pack is nothing but its chunks, which
+        the metadata layers count.
+        """
+        diff_ids = [link.diff_id for link in chain if link.layer is Layer.METADATA and link.diff_id is not None]
+        return self._layers.usage(diff_ids[0], diff_ids[1:]) if chain[0].layer is Layer.METADATA else Usage()
 
     def _check(
         self, rx: Reader, key: str, parent: str, labels: Mapping[str, str], layer: MetadataLayer | PackLayer

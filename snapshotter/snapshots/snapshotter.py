@@ -224,16 +224,17 @@ class Snapshotter:
 
     def usage(self, key: str) -> Usage:
         """What a snapshot takes on disk: an active one its upper directory, as it is now; a committed one likewise,
-        measured once; a PuzzleFS layer what its chunks take; a view nothing.
+        measured once; a PuzzleFS layer what its chunks take, those of the layers below it left out; a view nothing.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is none, or a layer of it is not on this machine.
             FailedPreconditionError: its directory is gone.
         """
         with self._store.read() as rx:
             row = rx.get(key)
+            chain = rx.chain(row.id)
         if row.layer is not Layer.ORDINARY and row.info.kind is Kind.COMMITTED:
-            return self._chains.usage(row.link)
+            return self._chains.usage(chain)
         if row.info.kind is Kind.VIEW:
             return Usage()
         if row.usage is not None:

@@ -38,16 +38,11 @@ def puzzlefs(*arguments: str | Path, check: bool = True, timeout: float = 300) -
 class Snapshotter:
     """``puzzlefs-snapshotter`` below `directory`, listening at `socket`; `plain_http` are registries without TLS.
 
-    `containerd` is the address of its containerd. ``hosts.toml`` files go below `hosts`. More of the configuration can be
-    appended to the file `config` before a `start`.
+    `containerd` is the socket of the containerd that it works for, which need not be there yet.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        plain_http: Iterable[str] = (),
-        read_timeout: int = 60,
-        containerd: Path = Path("/nonexistent/containerd.sock"),
+        self, directory: Path, plain_http: Iterable[str] = (), read_timeout: int = 60, containerd: Path | None = None
     ) -> None:
         self.directory = directory
         self.root = directory / "root"
@@ -55,9 +50,8 @@ class Snapshotter:
         self.config = directory / "config.toml"
         self.log = directory / "snapshotter.log"
         directory.mkdir(parents=True, exist_ok=True)
-        self.hosts = directory / "certs.d"
         lines = ["[fetch]", f"read_timeout = {read_timeout}"]
-        lines += ["[containerd]", f'address = "{containerd}"', f'config_path = "{self.hosts}"']
+        lines += ["[containerd]", f'address = "{containerd or directory}"']
         for host in plain_http:
             lines += [f'[registry."{host}"]', "plain_http = true"]
         self.config.write_text("\n".join(lines) + "\n")

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,14 @@ class Node:
             found += [f"{what}/{name}" for name in os.listdir(self.snapshotter.root / what)]
         return found + [os.fsdecode(point) for point in mounts.mount_points(self.snapshotter.root)]
 
+    def must_be_clear(self) -> None:
+        """Once all containers and images of the namespace are removed, no snapshot, mount or directory may be left."""
+        clear(self)
+        left = self.left()
+        for name in [row[0] for row in self.containerd.snapshots("puzzlefs")][::-1]:  # so that the next test can say something
+            self.containerd.ctr("snapshots", "--snapshotter", "puzzlefs", "remove", name, check=False)
+        assert left == [], f"{left}\n{self.snapshotter.service.log_end()}"
+
     def start_again(self) -> None:
         """Start the snapshotter, and wait until containerd has noticed: it connects again after a pause of up to 3 s."""
         self.snapshotter.start()
@@ -147,15 +155,25 @@ def node(server: Server) -> Iterator[Node]:
 
 @contextlib.contextmanager
 def started(
-    server: Server, program: Path = Path("/nonexistent"), change: Callable[[str], str] = str, **more: Any
+    server: Server,
+    program: Path = Path("/nonexistent"),
+    change: Callable[[str], str] = str,
+    registries: Iterable[str] = (),
+    **more: Any,
 ) -> Iterator[Node]:
-    """A node; `more` is for its containerd, whose configuration gets `change`, `program` the compiled Go client."""
+    """A node; `more` is for its containerd, whose configuration gets `change`, `program` the compiled Go client.
+
+    `registries`: further ones without TLS.
+    """
     # a short path: Unix sockets take 107 bytes
     directory = Path(tempfile.mkdtemp(prefix="n-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
         snapshotter = Snapshotter(
-            directory / "s", [server.relay.address], read_timeout=5, containerd=directory / "c/containerd.sock"
+            directory / "s",
+            plain_http=[server.relay.address, *registries],
+            read_timeout=5,
+            containerd=directory / "c" / "containerd.sock",
         )
         stack.callback(snapshotter.stop)
         root = str(snapshotter.root)
@@ -164,6 +182,16 @@ def started(
         )
         stack.callback(containerd.stop)
         yield Node(directory, containerd, snapshotter, server.relay, GoClient(program, containerd))
+
+
+def clear(node: Node) -> None:
+    """Remove all containers and images of the namespace."""
+    for container in node.containerd.ctr("containers", "list", "-q").split():
+        node.containerd.ctr("tasks", "delete", "--force", container, check=False)
+        node.containerd.ctr("containers", "delete", container)
+    images = node.containerd.ctr("images", "list", "-q").split()
+    if images:
+        node.containerd.ctr("images", "remove", "--sync", *images)
 
 
 @pytest.fixture(scope="session")

@@ -230,6 +230,20 @@ def test_usage_is_the_metadata_and_the_cached_chunks(
     assert (usage.size, usage.inodes) == (len(MESSAGE) + 4096, 1)
 
 
+def test_usage_leaves_out_what_layers_below_have(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    layers = make(tmp_path, hosts, mounts)
+    layers.ensure(layer(), f"{registry.host}/app:1", "default")
+    chunks = [ChunkVerity(sha256(name), bytes(32)) for name in (b"chunk", b"not here")]
+    above = encode(RootfsContent([[Inode(1, Kind.DIR)]], chunks))
+    (tmp_path / "layers" / sha256(above).hex()).mkdir()
+    (tmp_path / "layers" / sha256(above).hex() / "metadata").write_bytes(above)
+    assert layers.usage(sha256(above)).size == len(above) + 4096
+    assert layers.usage(sha256(above), [sha256(MESSAGE)]).size == len(above)
+    assert layers.usage(sha256(above), [sha256(above)]).size == 0, "a layer that is in an image twice takes nothing twice"
+
+
 def test_a_full_disk_is_said_with_image_and_layer_and_leaves_nothing(
     tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

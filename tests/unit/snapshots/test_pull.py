@@ -287,8 +287,9 @@ def test_pulling_again_mends_a_layer_that_a_start_could_not_mount(tmp_path: Path
 
 
 def test_usage_of_a_layer_is_what_it_takes_here_and_of_a_pack_nothing(snapshotter: Snapshotter) -> None:
-    one, data = pull(snapshotter, ONE, pack("a"))
+    one, two, data = pull(snapshotter, ONE, TWO, pack("a"))
     assert snapshotter.usage(one.name) == Usage(4242, 42)
+    assert snapshotter.usage(two.name) == Usage(4241, 42), "without what the layer below has"
     assert snapshotter.usage(data.name) == Usage()
 
 
