@@ -13,13 +13,13 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 
-from snapshotter.api import diff_pb2_grpc, snapshots_pb2_grpc
+from snapshotter.api import diff_pb2_grpc, snapshots_pb2, snapshots_pb2_grpc
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.directory import Sealing
 from snapshotter.daemon import worker_main
@@ -48,6 +48,8 @@ MESSAGE_MAX = 16 << 20
 """Largest gRPC message in bytes; containerd's own limit."""
 STOP_GRACE = 5.0
 """Seconds that requests under way get when the daemon ends."""
+ANSWER_TIMEOUT = 10.0
+"""Seconds in which the service must answer itself, to be called well."""
 SOCKET_PATH_MAX = 107
 """Longest path of a Unix socket in bytes (``sun_path`` of unix(7), less its final NUL)."""
 
@@ -55,8 +57,8 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def running(config: Config, config_path: Path | None) -> Iterator[None]:
-    """A daemon that serves, its layers mounted, for as long as the block lasts.
+def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], bool]]:
+    """A daemon that serves, its layers mounted, for as long as the block lasts; gives what tells whether it is well.
 
     Raises:
         FailedPreconditionError: another daemon serves this root or address, or they cannot be used safely.
@@ -121,7 +123,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[None]:
         stack.callback(StatusServer(socket_path(config.address), config.metrics_address, status.take).close)
         server.start()
         stack.callback(lambda: server.stop(STOP_GRACE).wait())
-        yield
+        yield lambda: supervisor.is_well() and _answers(config.address)
 
 
 def _sealing(config: Config) -> Sealing | None:
@@ -134,6 +136,16 @@ def _sealing(config: Config) -> Sealing | None:
     how = "by the kernel's fs-verity" if sealing is not None else "by their digests in user space"
     _log.info("chunks and metadata on this node are checked %s", how)
     return sealing
+
+
+def _answers(address: Path) -> bool:
+    """Whether the snapshots service answers: that there is no snapshot without a name."""
+    with grpc.insecure_channel(f"unix://{address}") as channel:
+        try:
+            snapshots_pb2_grpc.SnapshotsStub(channel).Stat(snapshots_pb2.StatSnapshotRequest(), timeout=ANSWER_TIMEOUT)
+        except grpc.RpcError as error:
+            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    return True
 
 
 def _check_address(address: Path) -> None:

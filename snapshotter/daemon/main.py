@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -14,7 +15,7 @@ import click
 from snapshotter import __version__
 from snapshotter.daemon.compose import running
 from snapshotter.daemon.config import DEFAULT_PATH, LOG_LEVELS, Config, load
-from snapshotter.daemon.notify import notify
+from snapshotter.daemon.notify import Watchdog, notify, watchdog_interval
 from snapshotter.errors import PuzzlefsError
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def serve(config_path: Path | None, root: Path | None, address: Path | None, log
     # Blocked before any thread is started, so that every thread leaves the signals to the sigwait below.
     ending = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
-    with running(config, config_path):
+    with running(config, config_path) as is_well, contextlib.closing(Watchdog(watchdog_interval(), is_well)):
         notify("READY=1")
         _log.info("serving at %s, root %s", config.address, config.root)
         signal.sigwait(ending)

@@ -26,7 +26,7 @@ from snapshotter.errors import (
     UnavailableError,
 )
 from snapshotter.format.digest import Digest
-from snapshotter.snapshots import tables
+from snapshotter.snapshots import migrations
 from snapshotter.snapshots.model import REF_LABEL, Hint, Info, Kind, Layer, Link, Row, Usage
 
 HINTS_MAX = 16
@@ -322,11 +322,13 @@ class Writer(Reader):
 
 
 class MetaStore:
-    """The database at `path`, made if it is not there. Threads may share one; processes may not.
+    """The database at `path`, made if it is not there, brought up to date if it is older (`migrations`).
+
+    Threads may share one; processes may not.
 
     Raises:
         CorruptError: what is there is not a database of ours.
-        FailedPreconditionError: another release wrote it.
+        FailedPreconditionError: a newer release wrote it.
         UnavailableError: it cannot be opened or written now.
     """
 
@@ -341,7 +343,7 @@ class MetaStore:
             self._writer.execute("PRAGMA journal_mode = WAL")
             # FULL: containerd has what it recorded about a snapshot on disk when it goes on, so must we.
             self._writer.execute("PRAGMA synchronous = FULL")
-            self._define()
+            migrations.bring_up(self._writer, path)
             # AUTOINCREMENT takes a number back when a transaction is undone, whose directory may still be there then.
             (last,) = self._writer.execute("SELECT ifnull(max(seq), 0) FROM sqlite_sequence").fetchone()
             self._numbers = itertools.count(last + 1)
@@ -385,15 +387,6 @@ class MetaStore:
         connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA foreign_keys = ON")
         return connection
-
-    def _define(self) -> None:
-        (version,) = self._writer.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._writer.executescript(f"BEGIN; {tables.DEFINITION} PRAGMA user_version = {tables.VERSION}; COMMIT;")
-        elif version != tables.VERSION:
-            raise FailedPreconditionError(
-                f"{self._path} has schema version {version}, this program knows {tables.VERSION}: run the release that wrote it"
-            )
 
     def _borrow(self) -> sqlite3.Connection:
         with self._idle_lock:

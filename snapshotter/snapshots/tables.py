@@ -1,11 +1,12 @@
 """The tables of ``metadata.db``, and what every column means.
 
-A database whose ``user_version`` is another than `VERSION` was written by another release.
+A database whose ``user_version`` is another than `VERSION` was written by another release (`migrations`): whoever changes a
+definition here raises the version, and adds the step from the one before.
 """
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 DEFINITION = """
 -- One row per snapshot. All but committed lazy layers own the directory s/<id>; a directory without a row is garbage.
@@ -59,4 +60,14 @@ CREATE TABLE hints (
     namespace   TEXT NOT NULL
 );
 CREATE UNIQUE INDEX hints_unique ON hints (diff_id, annotations, ifnull(image, ''), namespace);
+
+-- The releases that made or changed these tables: for people, and for an older release that has to say which one it was.
+CREATE TABLE history (
+    -- The user_version that it brought the database to.
+    version INTEGER NOT NULL,
+    -- The release, as --version says it.
+    program TEXT    NOT NULL,
+    -- Nanoseconds since the epoch.
+    at      INTEGER NOT NULL
+);
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -286,15 +285,6 @@ def test_what_was_recorded_is_there_after_a_restart(tmp_path: Path) -> None:
     second.close()
     with pytest.raises(UnavailableError, match="shutting down"), second.read():
         pass
-
-
-def test_a_database_of_another_release_is_refused(tmp_path: Path) -> None:
-    MetaStore(tmp_path / "db").close()
-    with sqlite3.connect(tmp_path / "db") as db:
-        db.execute("PRAGMA user_version = 99")
-    db.close()
-    with pytest.raises(FailedPreconditionError, match="99"):
-        MetaStore(tmp_path / "db")
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
