@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from snapshotter.cli.node import address_option
-from snapshotter.cli.output import safe
 from snapshotter.daemon.config import DEFAULT_PATH
 from snapshotter.doctor.collect import Request, examine
 from snapshotter.doctor.finding import Finding, Level, worst
+from snapshotter.format.printable import printable
 from snapshotter.registry import reference as references
 
 FAILED = 7
@@ -73,9 +73,11 @@ def _print(found: Iterable[Finding]) -> list[Finding]:
     findings = []
     for finding in found:
         findings.append(finding)
-        line = Text.assemble((f"{finding.level:4}", _STYLES[finding.level]), " ", (f"{safe(finding.check):{_WIDTH}}", "cyan"))
-        console.print(line.append(f"  {safe(finding.text)}"))
+        line = Text.assemble(
+            (f"{finding.level:4}", _STYLES[finding.level]), " ", (f"{printable(finding.check):{_WIDTH}}", "cyan")
+        )
+        console.print(line.append(f"  {printable(finding.text)}"))
         if finding.advice:
-            console.print(Text(f"     → {safe(finding.advice)}", style="dim" if finding.level is Level.OK else ""))
+            console.print(Text(f"     → {printable(finding.advice)}", style="dim" if finding.level is Level.OK else ""))
     console.print(", ".join(f"{sum(finding.level is level for finding in findings)} {level}" for level in Level))
     return findings

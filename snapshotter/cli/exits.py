@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-from snapshotter.cli.output import safe
 from snapshotter.errors import (
     AlreadyExistsError,
     CorruptError,
@@ -27,6 +26,7 @@ from snapshotter.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from snapshotter.format.printable import printable
 
 UNEXPECTED = 1
 USAGE = 2
@@ -56,4 +56,4 @@ def one_line(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return safe(text)
+    return printable(text)

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from snapshotter.cli.node import address_option
-from snapshotter.cli.output import safe, size
+from snapshotter.cli.output import size
 from snapshotter.doctor.images import ImageFacts
 from snapshotter.doctor.inventory import Inventory
+from snapshotter.format.printable import printable
 
 
 @click.command(short_help="List containerd's images and how lazy they are.")
@@ -33,7 +34,7 @@ def images(address: Path, snapshotter: str, lazy: bool, quiet: bool, as_json: bo
         print(json.dumps({"images": [_fields(image) for image in found]}))
     elif quiet:
         for image in found:
-            print(f"{safe(image.namespace)} {safe(image.name)}")
+            print(f"{printable(image.namespace)} {printable(image.name)}")
     else:
         _print(found)
 
@@ -58,9 +59,9 @@ def _print(found: list[ImageFacts]) -> None:
     for heading in ("LAZY", "SIZE", "HERE", "DOWNLOADED"):
         table.add_column(heading, justify="right", no_wrap=True)
     for image in found:
-        name = Text(safe(image.name))
+        name = Text(printable(image.name))
         if image.error:
-            name.append(f" ({safe(image.error)})", style="yellow")
+            name.append(f" ({printable(image.error)})", style="yellow")
         figures = (size(image.size), size(image.cached), size(image.downloaded))
-        table.add_row(Text(safe(image.namespace)), name, f"{image.lazy_layers}/{len(image.layers)}", *figures)
+        table.add_row(Text(printable(image.namespace)), name, f"{image.lazy_layers}/{len(image.layers)}", *figures)
     Console(highlight=False).print(table)

@@ -20,11 +20,6 @@ def size(count: int) -> str:
     return f"{value:.1f} TB"
 
 
-def safe(text: str) -> str:
-    """`text` for a terminal: control characters, which could come from an image or a registry, are shown escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 class Reporter(Protocol):
     """Shows how far something has come. Used as a context manager."""
 

@@ -15,9 +15,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from snapshotter.cli.output import safe, size
+from snapshotter.cli.output import size
 from snapshotter.daemon import statusclient
 from snapshotter.daemon.config import DEFAULT_PATH, Config, load
+from snapshotter.format.printable import printable
 
 SHOWN_MAX = 20
 """Most waiting reads and most errors that are shown to a person; JSON has all that the daemon tells."""
@@ -82,19 +83,18 @@ def _parts(told: Mapping[str, Any], now: datetime) -> Iterator[RenderableType]:
 def _summary(told: Mapping[str, Any], now: datetime) -> Iterator[Text]:
     seconds = (now - datetime.fromisoformat(told["started"])).total_seconds()
     mounted = f"{len(told['layers'])} layers of {len(told['images'])} images"
-    yield Text(f"puzzlefs-snapshotter {safe(told['program'])}, up {_duration(seconds)}: {mounted}", style="bold")
+    yield Text(f"puzzlefs-snapshotter {printable(told['program'])}, up {_duration(seconds)}: {mounted}", style="bold")
     cache = told["cache"]
     cap = f" of {size(cache['max'])}" if cache["max"] else ", no cap"
-    yield Text(
-        f"cache  {size(cache['used'])}{cap} in {cache['chunks']} chunks, {size(cache['free'])} free at {safe(cache['path'])}"
-    )
+    filled = f"{size(cache['used'])}{cap} in {cache['chunks']} chunks"
+    yield Text(f"cache  {filled}, {size(cache['free'])} free at {printable(cache['path'])}")
     reads, fetches = told["reads"]["read"], told["reads"]["fetch"]
     line = Text(f"reads  {reads['in_flight']} under way, {fetches['in_flight']} of them wait for a fetch, ")
     line.append(f"{reads['hung']} hung", style="bold red" if reads["hung"] else "")
     line.append(f", {reads['failed']} of {reads['done']} failed")
     yield line
     for name, value in told["background"].items():
-        yield Text(f"background {safe(str(name))}: {safe(json.dumps(value))}")
+        yield Text(f"background {printable(str(name))}: {printable(json.dumps(value))}")
 
 
 def _images(images: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -137,7 +137,7 @@ def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tu
         else:
             table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(safe(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 

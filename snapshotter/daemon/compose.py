@@ -39,7 +39,7 @@ from snapshotter.daemon.supervisor import Supervisor
 from snapshotter.errors import FailedPreconditionError, InvalidError
 from snapshotter.format import fsverity
 from snapshotter.snapshots.differ import DiffService
-from snapshotter.snapshots.paths import prepare_root
+from snapshotter.snapshots.paths import check_ancestors, prepare_root
 from snapshotter.snapshots.service import SnapshotsService
 from snapshotter.snapshots.snapshotter import Snapshotter
 
@@ -160,6 +160,7 @@ def _listen(server: grpc.Server, address: Path) -> None:
     """Bind the server to a socket that only root can use, in place of one that a dead daemon left."""
     _check_address(address)
     address.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    check_ancestors(address)
     if address.exists():
         with socket.socket(socket.AF_UNIX) as probe:
             try:

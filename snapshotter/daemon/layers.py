@@ -38,10 +38,10 @@ from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import BlobSource
 from snapshotter.snapshots.model import Usage
 
-METADATA_STORED_MAX = 256 << 20
+METADATA_STORED_MAX = 64 << 20
 """Largest stored metadata blob, in bytes."""
-METADATA_MAX = 1 << 30
-"""Largest metadata message, in bytes: about six million inodes."""
+METADATA_MAX = 256 << 20
+"""Largest metadata message, in bytes: about 1.6 million inodes. It is held in memory."""
 RESTORE_THREADS = 8
 MERGED_PACKS_MAX = 64
 """Most packs in which the chunks of one mounted layer are looked for, over all images that it is in."""

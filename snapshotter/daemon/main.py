@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from snapshotter import __version__
+from snapshotter.daemon import logs
 from snapshotter.daemon.compose import running
 from snapshotter.daemon.config import DEFAULT_PATH, LOG_LEVELS, Config, load
 from snapshotter.daemon.notify import Watchdog, notify, watchdog_interval
@@ -47,8 +48,7 @@ def serve(config_path: Path | None, root: Path | None, address: Path | None, log
         address=_absolute(address) or config.address,
         log_level=log_level or config.log_level,
     )
-    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    logs.set_up(config.log_level)
     # Blocked before any thread is started, so that every thread leaves the signals to the sigwait below.
     ending = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)

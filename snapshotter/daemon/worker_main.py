@@ -15,6 +15,7 @@ from snapshotter import __version__
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.directory import VerityOf
+from snapshotter.daemon import logs
 from snapshotter.daemon.config import Config, load
 from snapshotter.daemon.keychain import DaemonKeychain
 from snapshotter.daemon.keychain import socket_path as keychain_path
@@ -30,7 +31,8 @@ def command(config: Config, config_path: Path | None, *, sealing: bool = False) 
     `sealing`: whether the kernel's fs-verity checks the cached chunks. Registry settings are not among the arguments, which
     everybody on the machine can read: the worker reads the file itself.
     """
-    arguments = [sys.executable, "-m", "snapshotter.daemon.worker_main", "--root", str(config.root)]
+    # -P: not from the directory that the daemon happens to be started in
+    arguments = [sys.executable, "-P", "-m", "snapshotter.daemon.worker_main", "--root", str(config.root)]
     arguments += ["--read-timeout", str(config.read_timeout)]
     if config.cache_max_bytes is not None:
         arguments += ["--cache-max-bytes", str(config.cache_max_bytes)]
@@ -65,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The daemon blocks the signals that end it, and a child inherits that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     config = load(options.config) if options.config is not None else Config()
+    logs.set_up(config.log_level)
     node = Node(
         options.root,
         cache_max_bytes=options.cache_max_bytes,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from snapshotter.format.printable import printable
 from snapshotter.mount.session import Failure
 from snapshotter.mount.tree import Tree
 
@@ -32,7 +33,7 @@ class FailureReport(NamedTuple):
         """One line for a log, whatever the image's file names hold. `error` names the chunk and the host."""
         more = f" ({self.suppressed} more like it)" if self.suppressed else ""
         line = f"read failed: {self.mount}, file {self.path}, bytes {self.offset}+{self.length}: {self.error}{more}"
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        return printable(line)
 
 
 class FailureReporter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import socket
 import ssl
 from typing import Any
 
@@ -10,6 +11,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from snapshotter.registry.peers import check_peer
 from snapshotter.registry.watchdog import Watch
 
 CONNECTIONS = 16
@@ -18,6 +20,9 @@ BLOCK = 256 << 10
 
 watched: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watched", default=None)
 """The watch of the request that this thread is making."""
+
+loopback_meant: contextvars.ContextVar[bool] = contextvars.ContextVar("loopback_meant", default=True)
+"""Whether that request may end at this machine's own address (`peers.check_peer`)."""
 
 
 def _attach(connection: HTTPConnection) -> None:
@@ -32,7 +37,19 @@ def _settle(connection: HTTPConnection) -> None:
         watch.sock = connection.sock
 
 
+def _checked(sock: socket.socket) -> socket.socket:
+    try:
+        check_peer(sock.getpeername()[0], loopback=loopback_meant.get())
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 class _Plain(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
     def connect(self) -> None:
         _attach(self)
         super().connect()
@@ -44,6 +61,9 @@ class _Plain(HTTPConnection):
 
 
 class _Secure(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
     def connect(self) -> None:
         _attach(self)
         super().connect()

@@ -281,6 +281,7 @@ class Transport:
             self.traffic.add(requests=1)
             watch = Watch(whole, deadline.remaining())
             token = connections.watched.set(watch)
+            meant = connections.loopback_meant.set(self._may_be_loopback(url))
             try:
                 pool = self._pool(url)
                 if watch.until != float("inf"):
@@ -311,13 +312,11 @@ class Transport:
                 return Response(raw, origin, self.traffic, watch)
             finally:
                 connections.watched.reset(token)
+                connections.loopback_meant.reset(meant)
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         parts = urlsplit(url)
-        own = self.is_own(url)
-        proxy = self._proxies.get(parts.scheme)
-        if proxy is not None and (is_loopback(parts.netloc) or proxy_bypass(parts.hostname or "")):
-            proxy = None
+        own, proxy = self.is_own(url), self._proxy(url)
         with self._pools_lock:
             key = (own, parts.scheme, proxy)
             if key not in self._pools:
@@ -329,6 +328,16 @@ class Transport:
                     tls = self._tls[own]
                 self._pools[key] = connections.pools(tls, proxy)
             return self._pools[key]
+
+    def _proxy(self, url: str) -> str | None:
+        parts = urlsplit(url)
+        proxy = self._proxies.get(parts.scheme)
+        return None if proxy is None or is_loopback(parts.netloc) or proxy_bypass(parts.hostname or "") else proxy
+
+    def _may_be_loopback(self, url: str) -> bool:
+        """Whether a connection for `url` may end at this machine: the registry's own, those of one that is here itself, a
+        proxy's. What another machine redirects to may not."""
+        return self.is_own(url) or is_loopback(self._authority) or self._proxy(url) is not None
 
     def _find_scheme(self) -> str:
         plain = self.config.plain_http

@@ -80,6 +80,7 @@ def prepare_root(root: Path) -> Paths:
     """
     paths = Paths(Path(os.path.abspath(root)))
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_ancestors(paths.root)
     for path in (paths.root, paths.snapshots, paths.layers):
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.stat() if path is paths.root else path.lstat()
@@ -94,6 +95,26 @@ def prepare_root(root: Path) -> Paths:
                 f"{path} can be written by others (mode {status.st_mode & 0o7777:04o}): chmod go-w it"
             )
     return paths
+
+
+def check_ancestors(path: Path) -> None:
+    """Refuse `path` if others could put something else in its place: what is above it, followed as it is named and as it is.
+
+    Raises:
+        FailedPreconditionError: a directory above it belongs to another user, or can be written by others and is not sticky.
+    """
+    above = dict.fromkeys([*Path(os.path.abspath(path)).parents, *Path(os.path.realpath(path)).parents])
+    for directory in above:
+        status = directory.stat()
+        if status.st_uid not in (0, os.geteuid()):
+            raise FailedPreconditionError(
+                f"{directory}, above {path}, belongs to user {status.st_uid}, who could replace it: choose another place"
+            )
+        if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+            raise FailedPreconditionError(
+                f"{directory}, above {path}, can be written by others (mode {status.st_mode & 0o7777:04o}): chmod go-w it, "
+                "or choose another place"
+            )
 
 
 def lock_root(paths: Paths) -> int:

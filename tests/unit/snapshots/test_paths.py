@@ -68,3 +68,35 @@ def test_a_snapshots_directory_is_as_containerds(tmp_path: Path) -> None:
     assert stat.S_IMODE((made / "fs").stat().st_mode) == 0o755
     assert ((made / "fs").stat().st_uid, (made / "fs").stat().st_gid) == (12, 34)
     assert (made / "work").is_dir()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_root_whose_place_others_could_take_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above").chmod(mode)
+    with pytest.raises(FailedPreconditionError, match="can be written by others"):
+        paths.prepare_root(tmp_path / "above" / "between" / "root")
+
+
+def test_a_link_to_such_a_place_is_refused(tmp_path: Path) -> None:
+    """What is followed counts as well as what is named."""
+    open_to_all = tmp_path / "above"
+    (open_to_all / "root").mkdir(parents=True)
+    open_to_all.chmod(0o777)
+    (tmp_path / "link").symlink_to(open_to_all / "root")
+    with pytest.raises(FailedPreconditionError, match="can be written by others"):
+        paths.prepare_root(tmp_path / "link")
+
+
+def test_a_root_below_somebody_elses_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "above").mkdir()
+    os.chown(tmp_path / "above", 4711, 4711)
+    with pytest.raises(FailedPreconditionError, match="4711"):
+        paths.prepare_root(tmp_path / "above" / "root")
+
+
+def test_a_sticky_directory_above_is_none_of_these(tmp_path: Path) -> None:
+    """In /tmp nobody can rename what is another's."""
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above").chmod(0o1777)
+    paths.prepare_root(tmp_path / "above" / "root")
