@@ -3,12 +3,14 @@
 #   make bench   every measurement of docs/benchmarks.md, and that file; `make bench-mount` and its like one of them
 #   make deb     the Debian package, in dist/
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
-.PHONY: demo bench test lint format unit system venv packages containerds image kernel upstream lock clean
+.PHONY: demo bench test lint format unit system faults venv packages containerds image kernel upstream lock clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 LINK ?= 200mbit
+STARTS ?= 500
+SEED ?= 1
 venv := .venv
 stamp := $(venv)/.complete
 python := $(venv)/bin/python
