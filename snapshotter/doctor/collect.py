@@ -42,7 +42,7 @@ def examine(request: Request) -> Iterator[Finding]:
     used = config or Config()
     yield from check_kernel(kernel_facts(used.root), require_verity=used.fs_verity is Mode.REQUIRE)
     facts, containerd_pid = containerd_facts(request.containerd_address, request.containerd_config)
-    yield from check_service(service_facts(config, config_error, containerd_pid))
+    yield from check_service(service_facts(config, config_error, request.config_path, containerd_pid))
     yield from check_containerd(facts, str(used.address), str(used.root))
     if request.reference is not None:
         yield from check_registry(registry_facts(request.reference, used))

@@ -114,7 +114,7 @@ def _file_system(place: Path) -> str:
     return next((info.fs_type for info in mounting.mounts() if info.device == numbers), "unknown file system")
 
 
-def service_facts(config: Config | None, config_error: str, containerd_pid: int) -> service.ServiceFacts:
+def service_facts(config: Config | None, config_error: str, config_path: Path, containerd_pid: int) -> service.ServiceFacts:
     """What is to be seen of the daemon; `config_error` is why there is no `config`."""
     if config is None:
         return service.ServiceFacts(None, config_error)
@@ -125,6 +125,7 @@ def service_facts(config: Config | None, config_error: str, containerd_pid: int)
     daemon_pid, refused = peer(config.address)
     return service.ServiceFacts(
         config=config,
+        config_file=_path(config_path),
         root=_path(config.root),
         ancestors=[_path(above) for above in config.root.parents],
         socket=_path(config.address),

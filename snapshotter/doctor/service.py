@@ -42,6 +42,7 @@ class ServiceFacts:
 
     config: Config | None
     config_error: str = ""
+    config_file: PathFacts = PathFacts("", error="there is none")
     root: PathFacts = PathFacts("")
     ancestors: Sequence[PathFacts] = ()
     socket: PathFacts = PathFacts("")
@@ -60,7 +61,7 @@ def check_service(facts: ServiceFacts) -> list[Finding]:
     if facts.config is None:
         return [fail("daemon.config", facts.config_error, "mend that line, and systemctl restart puzzlefs-snapshotter")]
     findings = [
-        ok("daemon.config", f"root {facts.config.root}, socket {facts.config.address}"),
+        _config(facts, facts.config),
         _root(facts),
         _socket(facts),
         *_unit(facts),
@@ -68,6 +69,15 @@ def check_service(facts: ServiceFacts) -> list[Finding]:
         _disk(facts, facts.config),
     ]
     return [*findings, *_waiting(facts), *_health(facts)]
+
+
+def _config(facts: ServiceFacts, config: Config) -> Finding:
+    check, file = "daemon.config", facts.config_file
+    secret = any(registry.credentials is not None for registry in config.registries.values())
+    if secret and not file.error and (file.mode & 0o077 or file.uid != 0):
+        text = f"{file.path} has passwords in it and can be read by others (mode {file.mode & 0o7777:04o})"
+        return warn(check, text, f"chown root {file.path} && chmod 600 {file.path}")
+    return ok(check, f"root {config.root}, socket {config.address}")
 
 
 def _root(facts: ServiceFacts) -> Finding:

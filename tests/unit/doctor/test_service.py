@@ -10,6 +10,8 @@ import pytest
 
 from snapshotter.daemon.config import Config
 from snapshotter.doctor.finding import Level, worst
+from snapshotter.registry.credentials import Credentials
+from snapshotter.registry.hosts import RegistryConfig
 from snapshotter.doctor.service import PathFacts, ServiceFacts, check_service
 
 GOOD = ServiceFacts(
@@ -29,6 +31,13 @@ GOOD = ServiceFacts(
         "reads": {"read": {"hung": 0}, "fetch": {"hung": 0}},
     },
 )
+
+
+def secret(mode: int) -> ServiceFacts:
+    """A node whose configuration has a password in it."""
+    registries = {"r.example": RegistryConfig(credentials=Credentials("user", "password"))}
+    file = PathFacts("/etc/puzzlefs/config.toml", stat.S_IFREG | mode)
+    return replace(GOOD, config=Config(registries=registries), config_file=file)
 
 
 def status(**changed: object) -> ServiceFacts:
@@ -53,6 +62,8 @@ def test_a_good_node() -> None:
     ("facts", "check", "level"),
     [
         (replace(GOOD, config=None, config_error="unknown key"), "daemon.config", Level.FAIL),
+        (secret(0o644), "daemon.config", Level.WARN),
+        (secret(0o600), "daemon.config", Level.OK),
         (replace(GOOD, root=PathFacts("/r", error="No such file")), "daemon.root", Level.FAIL),
         (replace(GOOD, root=PathFacts("/r", stat.S_IFLNK | 0o777)), "daemon.root", Level.FAIL),
         (replace(GOOD, root=PathFacts("/r", stat.S_IFDIR | 0o770)), "daemon.root", Level.FAIL),
