@@ -66,5 +66,5 @@ class Watchdog:
                 notify("WATCHDOG=1", self._environment)
             else:
                 _log.error(
-                    "the service does not answer itself, or does not look after its mount workers; systemd is not told WATCHDOG=1"
+                    "the service does not answer itself, or does not look after its workers; systemd is not told WATCHDOG=1"
                 )

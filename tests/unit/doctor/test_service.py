@@ -10,9 +10,9 @@ import pytest
 
 from snapshotter.daemon.config import Config
 from snapshotter.doctor.finding import Level, worst
+from snapshotter.doctor.service import PathFacts, ServiceFacts, check_service
 from snapshotter.registry.credentials import Credentials
 from snapshotter.registry.hosts import RegistryConfig
-from snapshotter.doctor.service import PathFacts, ServiceFacts, check_service
 
 GOOD = ServiceFacts(
     config=Config(cache_max_bytes=20 << 30),
