@@ -39,8 +39,8 @@ def test_a_socket_in_an_open_directory_is_refused(node: Node) -> None:
     place = node.directory / "open"
     place.mkdir()
     place.chmod(0o777)
-    words = [program("puzzlefs-snapshotter"), "--root", node.directory / "other", "--address", place / "s.sock"]
-    done = run(*words, check=False)
+    places = ("--root", node.directory / "other", "--address", place / "s.sock")
+    done = run(program("puzzlefs-snapshotter"), *places, check=False)
     assert done.returncode == 1
     assert f"{place}, above {place}/s.sock, can be written by others" in done.stderr
 
