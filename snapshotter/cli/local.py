@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -70,7 +71,7 @@ def build(rootfs: Path, image: str, base_layer: str | None, compression: bool, u
     store, tag = _layout(image)
     if not rootfs.is_dir():
         raise NotFoundError(f"{rootfs} is not a directory: name the tree to build the image from")
-    with ended_by_signals(), reporter() as report:
+    with ended_by_signals(), contextlib.closing(store), reporter() as report:
 
         def show(now: Progress) -> None:
             if now.stage == "note":

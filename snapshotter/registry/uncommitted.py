@@ -1,0 +1,78 @@
+"""What a writer has put into a layout before a tag names it, so that a writer that fails can take it back.
+
+Blobs that were there before are never touched. One that another writer of ours found there, and counts on, must stay too: every
+writer holds a shared lock on the directory of the blobs from its first write to its end, and files are deleted only by one that
+gets it for itself alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+
+class Uncommitted:
+    """The files of one writer. Safe for use by several threads."""
+
+    def __init__(self, blobs: Path) -> None:
+        """`blobs` is the directory that they are in, which may not exist yet."""
+        self._blobs = blobs
+        self._files: list[Path] = []
+        self._made: list[Path] = []
+        self._claim = -1
+        self._guard = threading.Lock()
+
+    def claim(self) -> None:
+        """Take the shared lock; the directory exists. Waits while another writer takes back what it has put."""
+        with self._guard:
+            if self._claim < 0:
+                self._claim = os.open(self._blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(self._claim, fcntl.LOCK_SH)
+
+    def added(self, path: Path) -> None:
+        """The file `path` was put."""
+        with self._guard:
+            self._files.append(path)
+
+    def made(self, *paths: Path) -> None:
+        """The layout itself was made, of these files and directories, the innermost last."""
+        with self._guard:
+            self._made += paths
+
+    def committed(self) -> None:
+        """A tag names what was put."""
+        with self._guard:
+            self._files, self._made = [], []
+
+    def end(self) -> None:
+        """Take back what is not committed, if no other writer is at work, and give back the lock."""
+        with self._guard:
+            if self._claim < 0:
+                return
+            try:
+                if self._files or self._made:
+                    fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._take_back()
+            except OSError:
+                pass  # somebody else writes here: what was put stays, without a name, as after a crash
+            finally:
+                os.close(self._claim)
+                self._claim = -1
+                self._files, self._made = [], []
+
+    def _take_back(self) -> None:
+        for path in self._files:
+            path.unlink(missing_ok=True)
+        if self._made and any(self._blobs.iterdir()):
+            return
+        for path in reversed(self._made):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+
+    def __del__(self) -> None:
+        """A store that nobody closes leaves what it has put."""
+        if self._claim >= 0:
+            os.close(self._claim)
