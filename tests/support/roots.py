@@ -13,7 +13,7 @@ from tests.support.processes import run
 ROOTS = {
     "python": ("bookworm", "minbase", "python3,python3-numpy,python3-scipy,libcap2-bin,iputils-ping"),
     "development": ("bookworm", "minbase", "build-essential,git,cmake,python3-dev,linux-libc-dev,perl-doc,tzdata,locales"),
-    "sid": ("sid", "standard", "python3,systemd,openssh-server,man-db,ncurses-term"),
+    "trixie": ("trixie", "standard", "python3,systemd,openssh-server,man-db,ncurses-term"),
 }
 """Name → suite, mmdebstrap's variant, packages. Set-user-ID programs, capabilities, ACLs of the journal, many small files."""
 
