@@ -1,7 +1,7 @@
 """What a writer has put into a layout before a tag names it, so that a writer that fails can take it back.
 
-Blobs that were there before are never touched. One that another writer of ours found there, and counts on, must stay too: every
-writer holds a shared lock on the directory of the blobs from its first write to its end, and files are deleted only by one that
+Blobs that were there before are never touched. One that another writer of ours found there, and counts on, must stay too: a
+writer holds a shared lock on the directory of the blobs from its first write to its tag, and files are deleted only by one that
 gets it for itself alone.
 """
 
@@ -43,25 +43,21 @@ class Uncommitted:
             self._made += paths
 
     def committed(self) -> None:
-        """A tag names what was put."""
+        """A tag names what was put. The lock is given back."""
         with self._guard:
-            self._files, self._made = [], []
+            self._release()
 
     def end(self) -> None:
         """Take back what is not committed, if no other writer is at work, and give back the lock."""
         with self._guard:
-            if self._claim < 0:
-                return
             try:
-                if self._files or self._made:
+                if self._claim >= 0:
                     fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     self._take_back()
             except OSError:
                 pass  # somebody else writes here: what was put stays, without a name, as after a crash
             finally:
-                os.close(self._claim)
-                self._claim = -1
-                self._files, self._made = [], []
+                self._release()
 
     def _take_back(self) -> None:
         for path in self._files:
@@ -72,7 +68,12 @@ class Uncommitted:
             with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
 
-    def __del__(self) -> None:
-        """A store that nobody closes leaves what it has put."""
+    def _release(self) -> None:
+        self._files, self._made = [], []
         if self._claim >= 0:
             os.close(self._claim)
+            self._claim = -1
+
+    def __del__(self) -> None:
+        """A store that nobody closes leaves what it has put."""
+        self._release()
