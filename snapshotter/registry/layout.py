@@ -232,16 +232,17 @@ class _Directory:
 class LayoutStore(LayoutReader):
     """The layout in the directory `root`, made by the first thing that is put into it.
 
-    Closing it takes back what was put since the last tag was (`uncommitted`), so that a writer that fails leaves nothing.
+    With `undo`, closing it takes back what was put since the last tag was (`uncommitted`), so that a writer that fails leaves
+    nothing; without, it holds nothing open.
     """
 
-    def __init__(self, root: Path, *, durable: bool = True, name: str | None = None) -> None:
+    def __init__(self, root: Path, *, durable: bool = True, undo: bool = False, name: str | None = None) -> None:
         """`durable` False leaves out every fsync, for layouts that do not outlive the process; `name` is for messages."""
         called = name or f"oci:{root}"
         self.root = root
         self._directory = _Directory(root, called)
         self._durable = durable
-        self._uncommitted = Uncommitted(self._directory.blobs)
+        self._uncommitted = Uncommitted(self._directory.blobs, undo=undo)
         super().__init__(called, self._directory)
 
     def blob_path(self, digest: Digest) -> Path:

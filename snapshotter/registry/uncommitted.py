@@ -17,9 +17,10 @@ from pathlib import Path
 class Uncommitted:
     """The files of one writer. Safe for use by several threads."""
 
-    def __init__(self, blobs: Path) -> None:
-        """`blobs` is the directory that they are in, which may not exist yet."""
+    def __init__(self, blobs: Path, *, undo: bool) -> None:
+        """`blobs` is the directory that they are in, which may not exist yet. Without `undo` nothing is noted nor taken back."""
         self._blobs = blobs
+        self._undo = undo
         self._files: list[Path] = []
         self._made: list[Path] = []
         self._claim = -1
@@ -28,19 +29,21 @@ class Uncommitted:
     def claim(self) -> None:
         """Take the shared lock; the directory exists. Waits while another writer takes back what it has put."""
         with self._guard:
-            if self._claim < 0:
+            if self._undo and self._claim < 0:
                 self._claim = os.open(self._blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 fcntl.flock(self._claim, fcntl.LOCK_SH)
 
     def added(self, path: Path) -> None:
         """The file `path` was put."""
-        with self._guard:
-            self._files.append(path)
+        if self._undo:
+            with self._guard:
+                self._files.append(path)
 
     def made(self, *paths: Path) -> None:
         """The layout itself was made, of these files and directories, the innermost last."""
-        with self._guard:
-            self._made += paths
+        if self._undo:
+            with self._guard:
+                self._made += paths
 
     def committed(self) -> None:
         """A tag names what was put. The lock is given back."""

@@ -22,7 +22,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def store(root: Path) -> LayoutStore:
-    return LayoutStore(root, durable=False)
+    return LayoutStore(root, durable=False, undo=True)
 
 
 def put(layout: LayoutStore, data: bytes) -> bool:
@@ -89,5 +89,7 @@ def test_what_another_writer_may_count_on_stays(root: Path) -> None:
 
 
 def test_a_writer_that_is_never_closed_leaves_it_all(root: Path) -> None:
-    put(store(root), b"one")
-    assert blobs(root) == {sha256(b"one").hex()}
+    for undo, data in ((True, b"one"), (False, b"two")):
+        put(LayoutStore(root, durable=False, undo=undo), data)
+    LayoutStore(root, durable=False).close()
+    assert blobs(root) == {sha256(b"one").hex(), sha256(b"two").hex()}
