@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from snapshotter.format.pack import PackIndex
 from snapshotter.registry.failures import RegistryUnavailableError
 
 log = logging.getLogger(__name__)
+
+TRIM_AGE = 60.0
+"""Seconds that an index is kept after it was last asked for, whether a layer names it or not: its pull may be under way."""
 
 
 def fetch_index(place: PackPlace, readers: Sequence[BlobReader]) -> tuple[PackIndex, bytes]:
@@ -99,11 +104,34 @@ class IndexStore:
         Raises:
             As `open`, for the first that fails, after all were tried.
         """
-        missing = [place for place in places if not self.has(place)]
+        missing = [place for place in places if not self._use(place)]
         tasks = [pool.submit(self.open, place, readers) for place in missing]
         errors = [error for task in tasks if (error := task.exception()) is not None]
         if errors:
             raise errors[0]
+
+    def trim(self, needed: Collection[PackPlace]) -> None:
+        """Delete the indexes of all packs but `needed` ones. One that was fetched or asked for just now stays: whoever did so
+        may be about to need it."""
+        kept = {self.file(place).name for place in needed}
+        try:
+            found = list(os.scandir(self._path))
+        except FileNotFoundError:
+            return
+        for entry in found:
+            with contextlib.suppress(OSError):
+                if entry.name not in kept and time.time() - os.stat(entry.path).st_mtime > TRIM_AGE:
+                    os.unlink(entry.path)
+
+    def _use(self, place: PackPlace) -> bool:
+        """Whether the index is on this node; then it counts as asked for now."""
+        try:
+            os.utime(self.file(place))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return self.has(place)
+        return True
 
     def _load(self, place: PackPlace) -> PackIndex | None:
         path = self.file(place)

@@ -80,7 +80,16 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
         held = Held(SystemdStore() if SystemdStore.is_there() else KeeperStore(workers))
         command = worker_main.command(config, config_path, sealing=sealing is not None)
         supervisor = Supervisor(command, workers, config.mount_workers, held, worker_main.identity(command, config_path))
-        layers = Layers(config.root, origins, reach.sources, supervisor, node.cache.directory, node.fetch_indexes, sealing)
+        layers = Layers(
+            config.root,
+            origins,
+            reach.sources,
+            supervisor,
+            node.cache.directory,
+            node.fetch_indexes,
+            node.indexes.trim,
+            sealing,
+        )
         snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on
         stack.callback(snapshotter.close)
         stack.callback(held.close)

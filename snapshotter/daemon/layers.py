@@ -19,9 +19,8 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -90,6 +89,7 @@ class Layers:
         mounts: Mounts,
         cached: ChunkSizes,
         fetch_indexes: Callable[[Sequence[PackPlace], Sequence[BlobReader]], None],
+        trim_indexes: Callable[[Collection[PackPlace]], None],
         sealing: Sealing | None = None,
     ) -> None:
         """`root` is the snapshotter's; its directories are made. `sealing` has the kernel's fs-verity check the metadata."""
@@ -100,6 +100,7 @@ class Layers:
         self._mounts = mounts
         self._cached = cached
         self._fetch_indexes = fetch_indexes
+        self._trim_indexes = trim_indexes
         self._sealing = sealing
         self._guard = threading.Lock()
         self._locks: dict[Digest, threading.Lock] = {}
@@ -170,6 +171,10 @@ class Layers:
                     mountpoint.rmdir()
             shutil.rmtree(self._directory(diff_id), ignore_errors=True)
 
+    def trim(self, layers: Iterable[MetadataLayer]) -> None:
+        """See `snapshots.lazy.LazyLayers`: the indexes of packs that no layer names."""
+        self._trim_indexes({place for layer in layers for place in layer.packs})
+
     def usage(self, diff_id: Digest, below: Sequence[Digest] = ()) -> Usage:
         """See `snapshots.lazy.LazyLayers`: the metadata, and what of the layer's chunks is in the cache."""
         if diff_id in below:
@@ -219,9 +224,7 @@ class Layers:
         """Bring metadata and pack indexes to this node, at the same time, and publish the metadata if it is right."""
         stores = self._sources.open(source)
         with ThreadPoolExecutor(1, "indexes") as pool:
-            # With a profile the other indexes can wait until something else is read: a start may need none of them.
-            needed = [place for place in layer.packs if layer.profile in (None, place.pack)]
-            indexes = pool.submit(self._fetch_indexes, needed, stores)
+            indexes = pool.submit(self._fetch_indexes, layer.packs, stores)
             message = _first(stores, lambda store: _message(store, layer))
             indexes.result()
         publish(self._metadata(layer.diff_id), message, None if self._sealing is None else self._sealing.enable)
@@ -301,7 +304,7 @@ class Layers:
 
 def _hinted(layer: MetadataLayer, image: str | None) -> LayerSource:
     images = tuple(dict.fromkeys(ref for ref in (image, layer.source) if ref is not None))
-    return LayerSource(layer.packs, images, to_text(layer.diff_id), profile=layer.profile)
+    return LayerSource(layer.packs, images, to_text(layer.diff_id))
 
 
 def _merged(sources: Sequence[LayerSource]) -> LayerSource:
@@ -309,14 +312,11 @@ def _merged(sources: Sequence[LayerSource]) -> LayerSource:
     packs = dict.fromkeys(pack for source in sources for pack in source.packs)
     images = dict.fromkeys(image for source in sources for image in source.images)
     namespaces = dict.fromkeys(namespace for source in sources for namespace in source.namespaces)
-    kept = tuple(packs)[:MERGED_PACKS_MAX]
-    profile = next((source.profile for source in sources if any(place.pack == source.profile for place in kept)), None)
-    return replace(
-        sources[0],
-        packs=kept,
-        images=tuple(images)[:MERGED_IMAGES_MAX],
-        namespaces=tuple(namespaces)[:MERGED_IMAGES_MAX],
-        profile=profile,
+    return LayerSource(
+        tuple(packs)[:MERGED_PACKS_MAX],
+        tuple(images)[:MERGED_IMAGES_MAX],
+        sources[0].layer,
+        tuple(namespaces)[:MERGED_IMAGES_MAX],
     )
 
 

@@ -62,6 +62,10 @@ class LazyLayers(Protocol):
         """
         ...
 
+    def trim(self, layers: Iterable[MetadataLayer]) -> None:
+        """These are all the layers that are recorded: what is kept for others, and no use to these, may go."""
+        ...
+
     def usage(self, diff_id: Digest, below: Sequence[Digest] = ()) -> Usage:
         """What the layer takes on this machine's disk, without what the layers `below` take already.
 

@@ -154,6 +154,10 @@ class Reader:
         """The metadata layers that somebody asked for."""
         return {diff_id for (diff_id,) in self._db.execute("SELECT DISTINCT diff_id FROM hints")}
 
+    def annotations(self) -> list[Mapping[str, str]]:
+        """The annotations of all metadata layers, in all forms in which somebody asked for them."""
+        return [json.loads(text) for (text,) in self._db.execute("SELECT DISTINCT annotations FROM hints")]
+
     def diff_ids(self) -> set[Digest]:
         """The metadata layers that some snapshot uses."""
         query = "SELECT DISTINCT diff_id FROM snapshots WHERE layer = ?"

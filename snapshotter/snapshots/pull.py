@@ -161,6 +161,9 @@ class LazyChains:
             with self._locks.hold(diff_id, wait=False) as held:
                 if held:
                     self._drop_if_unused(diff_id)
+        with self._store.read() as rx:
+            known = [_described(annotations) for annotations in rx.annotations()]
+        self._layers.trim(known)
 
     def usage(self, chain: Sequence[Link]) -> Usage:
         """What the topmost link of a chain, a lazy layer, adds on this machine to what those below it take.
@@ -271,6 +274,10 @@ class KeyedLocks:
 
 
 def _layer(hint: Hint) -> MetadataLayer:
-    layer = parse(hint.annotations)
+    return _described(hint.annotations)
+
+
+def _described(annotations: Mapping[str, str]) -> MetadataLayer:
+    layer = parse(annotations)
     assert isinstance(layer, MetadataLayer)  # noqa: S101 - only such are recorded
     return layer

@@ -72,9 +72,11 @@ def redirect_dir(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize("redirect_dir", ["Y"], indirect=True)
 def test_every_check_passes_where_overlayfs_redirects(redirect_dir: str, short_path: Path) -> None:
-    passed, failed, output = run("TestSuite", short_path)
+    """Two whole suites at once, then one against a daemon that is killed or asked to end between calls, and started again."""
+    passed, failed, output = run("TestParallel|TestRestarted", short_path)
     assert not failed, output[-20000:]
-    assert len(checks(passed, "TestSuite")) == CHECKS
+    for suite in ("TestParallel/0", "TestParallel/1", "TestRestarted"):
+        assert len(checks(passed, suite)) == CHECKS, suite
 
 
 @pytest.mark.parametrize("redirect_dir", ["N"], indirect=True)

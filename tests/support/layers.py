@@ -23,6 +23,7 @@ class DirectoryLayers:
         self.restored: list[tuple[MetadataLayer, str | None]] = []
         self.refused: dict[Digest, PuzzlefsError] = {}
         self.stuck: dict[Digest, PuzzlefsError] = {}
+        self.needed: set[Digest] = set()
         self.keep = False  # a released layer keeps its files
         self.during_ensure: Callable[[], None] = lambda: None
 
@@ -52,6 +53,9 @@ class DirectoryLayers:
             raise self.stuck[diff_id]
         if self.mountpoint(diff_id).exists() and not self.keep:
             self.mountpoint(diff_id).rmdir()
+
+    def trim(self, layers: Iterable[MetadataLayer]) -> None:
+        self.needed = {layer.diff_id for layer in layers}
 
     def usage(self, diff_id: Digest, below: Sequence[Digest] = ()) -> Usage:
         return Usage(4242 - len(below), 42)

@@ -50,57 +50,91 @@ func TestOverlayfs(t *testing.T) {
 	})
 }
 
+// TestParallel runs several suites at once: daemons side by side on one machine, each with its own root.
+func TestParallel(t *testing.T) {
+	for number := range 2 {
+		t.Run(fmt.Sprint(number), func(t *testing.T) {
+			t.Parallel()
+			testsuite.SnapshotterSuite(t, "puzzlefs", start)
+		})
+	}
+}
+
 // start serves a directory below root, which the suite makes writable for everybody: our own must not be.
 func start(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-	words := strings.Fields(os.Getenv(variable))
-	if len(words) == 0 {
-		return nil, nil, fmt.Errorf("%s must hold the command that starts the snapshotter", variable)
-	}
-	socket := filepath.Join(root, "socket")
-	cmd := exec.Command(words[0], append(words[1:], "--root", filepath.Join(root, "state"), "--address", socket)...)
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
-	if err := cmd.Start(); err != nil {
+	served, err := serve(root)
+	if err != nil {
 		return nil, nil, err
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-
-	stop := func() error {
-		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			return err
-		}
-		select {
-		case err := <-exited:
-			if err != nil {
-				return fmt.Errorf("%v: %s", err, output.String())
-			}
-			return nil
-		case <-time.After(stopTime):
-			_ = cmd.Process.Kill()
-			<-exited
-			return fmt.Errorf("still there %v after SIGTERM: %s", stopTime, output.String())
-		}
+	sn, disconnect, err := connect(served.socket)
+	if err != nil {
+		return nil, nil, errors.Join(err, served.end(syscall.SIGTERM))
 	}
+	return sn, func() error { return errors.Join(disconnect(), served.end(syscall.SIGTERM)) }, nil
+}
+
+// daemon is a process of the implementation under test.
+type daemon struct {
+	socket string
+	cmd    *exec.Cmd
+	exited chan error
+	output *bytes.Buffer
+}
+
+// serve starts the daemon; it answers when this returns.
+func serve(root string) (*daemon, error) {
+	words := strings.Fields(os.Getenv(variable))
+	if len(words) == 0 {
+		return nil, fmt.Errorf("%s must hold the command that starts the snapshotter", variable)
+	}
+	d := &daemon{socket: filepath.Join(root, "socket"), exited: make(chan error, 1), output: &bytes.Buffer{}}
+	d.cmd = exec.Command(words[0], append(words[1:], "--root", filepath.Join(root, "state"), "--address", d.socket)...)
+	d.cmd.Stdout, d.cmd.Stderr = d.output, d.output
+	// what it leaves behind when it is killed would hold the pipes open
+	d.cmd.WaitDelay = time.Second
+	if err := d.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() { d.exited <- d.cmd.Wait() }()
 	for deadline := time.Now().Add(startTime); ; {
-		connection, err := net.Dial("unix", socket)
+		connection, err := net.Dial("unix", d.socket)
 		if err == nil {
 			connection.Close()
-			break
+			return d, nil
 		}
 		select {
-		case err := <-exited:
-			return nil, nil, fmt.Errorf("ended before it served: %v: %s", err, output.String())
-		case <-time.After(20 * time.Millisecond):
+		case err := <-d.exited:
+			return nil, fmt.Errorf("ended before it served: %v: %s", err, d.output.String())
+		case <-time.After(10 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return nil, nil, errors.Join(fmt.Errorf("does not serve after %v", startTime), stop())
+			return nil, errors.Join(fmt.Errorf("does not serve after %v", startTime), d.end(syscall.SIGKILL))
 		}
 	}
+}
+
+// end sends a signal and waits until the process is gone. Only one that is killed may end in another way than asked to.
+func (d *daemon) end(signal syscall.Signal) error {
+	if err := d.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case err := <-d.exited:
+		if err != nil && signal != syscall.SIGKILL && !errors.Is(err, exec.ErrWaitDelay) {
+			return fmt.Errorf("%v: %s", err, d.output.String())
+		}
+		return nil
+	case <-time.After(stopTime):
+		_ = d.cmd.Process.Kill()
+		<-d.exited
+		return fmt.Errorf("still there %v after %v: %s", stopTime, signal, d.output.String())
+	}
+}
+
+func connect(socket string) (snapshots.Snapshotter, func() error, error) {
 	client, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return nil, nil, errors.Join(err, stop())
+		return nil, nil, err
 	}
-	cleanup := func() error { return errors.Join(client.Close(), stop()) }
-	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(client), "puzzlefs"), cleanup, nil
+	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(client), "puzzlefs"), client.Close, nil
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter.chunkstore.indexes import IndexStore
+from snapshotter.chunkstore.indexes import TRIM_AGE, IndexStore
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
 from snapshotter.format.annotations import INDEX_SIZE_MAX, PACK_SIZE_MAX
@@ -127,3 +129,26 @@ class TestPackMap:
         with pytest.raises(UnavailableError):
             pack.index()
         assert pack.index() is pack.index()
+
+
+def test_what_no_layer_names_any_more_goes_but_not_what_was_just_asked_for(
+    tmp_path: Path, reader: MemoryBlobs, pool: ThreadPoolExecutor
+) -> None:
+    store = IndexStore(tmp_path)
+    store.trim([])
+    store.open(PLACE, [reader])
+
+    def grow_old() -> None:
+        os.utime(store.file(PLACE), (0, time.time() - TRIM_AGE - 1))
+
+    store.trim([])
+    assert store.has(PLACE), "somebody fetched it just now"
+    grow_old()
+    store.trim([PLACE])
+    assert store.has(PLACE), "it is needed"
+    store.fetch([PLACE], [], pool)
+    store.trim([])
+    assert store.has(PLACE), "somebody asked for it just now"
+    grow_old()
+    store.trim([])
+    assert not store.has(PLACE)

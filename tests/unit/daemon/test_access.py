@@ -90,7 +90,9 @@ def _daemon(root: Path, policy: RegistryPolicy) -> Iterator[Daemon]:
     with FakeRegistry() as registry, Registries(policy=policy) as registries:
         registry.put_blob("app", STORED)
         origins = Origins(lambda namespace: None, lambda name: [])
-        layers = Layers(root, origins, Sources(registries), NoMounts(), NoCache(), lambda places, stores: None)
+        layers = Layers(
+            root, origins, Sources(registries), NoMounts(), NoCache(), lambda places, stores: None, lambda places: None
+        )
         snapshotter = Snapshotter(root, layers)
         yield Daemon(root, snapshotter, registry)
         snapshotter.close()
@@ -179,7 +181,9 @@ def test_one_image_cannot_take_anothers_place(daemon: Daemon) -> None:
     """Metadata is what its diff ID says, and the diff ID what the chain ID says; a good layer is taken for good."""
     allowed = Registries()
     origins = Origins(lambda namespace: None, lambda name: [])
-    layers = Layers(daemon.root, origins, Sources(allowed), NoMounts(), NoCache(), lambda places, stores: None)
+    layers = Layers(
+        daemon.root, origins, Sources(allowed), NoMounts(), NoCache(), lambda places, stores: None, lambda places: None
+    )
     other = replace(LAYER, diff_id=sha256(b"other"))
     with pytest.raises(PuzzlefsError, match="is not that of diff ID"):
         layers.ensure(other, f"{daemon.registry.host}/app:1", "default")

@@ -81,7 +81,7 @@ def mounts() -> Mounts:
 
 def make(root: Path, hosts: Registries, mounts: Mounts, sealing: Sealing | None = None) -> Layers:
     origins = Origins(lambda namespace: None, lambda name: [])
-    return Layers(root, origins, Sources(hosts), mounts, Cached(), lambda places, stores: None, sealing)
+    return Layers(root, origins, Sources(hosts), mounts, Cached(), lambda places, stores: None, lambda places: None, sealing)
 
 
 def layer(stored: bytes = STORED, message: bytes = MESSAGE, verity: bytes | None = None) -> MetadataLayer:

@@ -170,6 +170,16 @@ def test_a_layer_in_two_chains_is_released_with_the_last(snapshotter: Snapshotte
     assert layers.mounted == {layers.mountpoint(ONE.diff_id).name}
 
 
+def test_a_clean_up_says_which_layers_are_needed(snapshotter: Snapshotter, layers: DirectoryLayers) -> None:
+    (one, two) = (pull(snapshotter, layer)[0] for layer in (ONE, TWO))
+    snapshotter.cleanup()
+    assert layers.needed == {ONE.diff_id, TWO.diff_id}
+    snapshotter.remove(one.name)
+    snapshotter.cleanup()
+    assert layers.needed == {TWO.diff_id}
+    assert snapshotter.stat(two.name) == two
+
+
 def test_a_layer_that_cannot_be_released_is_tried_again(snapshotter: Snapshotter, layers: DirectoryLayers) -> None:
     (info,) = pull(snapshotter, ONE)
     snapshotter.remove(info.name)

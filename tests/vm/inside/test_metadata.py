@@ -58,13 +58,17 @@ def test_changed_metadata_is_not_mounted(offset: int, verity_disk: Path) -> None
     mounts = Mounts()
     with Registries(lambda host: []) as registries:
         origins, sources = Origins(lambda namespace: None, lambda name: []), Sources(registries)
-        layers = Layers(verity_disk, origins, sources, mounts, NothingCached(), lambda places, stores: None, fsverity)
+        layers = Layers(
+            verity_disk, origins, sources, mounts, NothingCached(), lambda places, stores: None, lambda places: None, fsverity
+        )
         path = verity_disk / "layers" / LAYER.diff_id.hex() / "metadata"
         publish(path, MESSAGE, fsverity.enable)
         assert layers.restore([(LAYER, "registry.example/app:1")]) == {}
         assert mounts.mounted == [path]
         flip_on_disk(path, offset)
-        later = Layers(verity_disk, origins, sources, mounts, NothingCached(), lambda places, stores: None, fsverity)
+        later = Layers(
+            verity_disk, origins, sources, mounts, NothingCached(), lambda places, stores: None, lambda places: None, fsverity
+        )
         failed = later.restore([(LAYER, "registry.example/app:1")])
         assert isinstance(failed[LAYER.diff_id], NotFoundError)
         assert "pull it again" in str(failed[LAYER.diff_id])
