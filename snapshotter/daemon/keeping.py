@@ -23,14 +23,15 @@ from snapshotter.errors import InvalidError, UnavailableError
 from snapshotter.mount import messages, processes
 from snapshotter.mount.connection import Connection
 from snapshotter.mount.messages import Message
-from snapshotter.mount.processes import Child
+from snapshotter.mount.processes import Process
 
 KIND = "keeper"
 TIMEOUT = 10.0
 """Seconds in which the keeper must answer; it has nothing else to do."""
 PAUSE_MAX = 5.0
 """Longest pause before a keeper that dies at once is started again, in seconds."""
-_FIRST_FD = 3  # SD_LISTEN_FDS_START
+LISTEN_FDS_START = 3
+"""The first descriptor that systemd passes (``SD_LISTEN_FDS_START``)."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,10 +63,10 @@ class DescriptorStore(Protocol):
 class SystemdStore:
     """systemd's."""
 
-    def __init__(self, environment: MutableMapping[str, str] = os.environ, own_pid: int | None = None) -> None:
+    def __init__(self, environment: MutableMapping[str, str] = os.environ, first_fd: int = LISTEN_FDS_START) -> None:
         """`environment` as systemd gave it; what is for this process alone is taken out of it."""
         self._environment = environment
-        self._given = listen_fds(environment, own_pid or os.getpid())
+        self._given = listen_fds(environment, first_fd)
 
     @staticmethod
     def is_there(environment: Mapping[str, str] = os.environ) -> bool:
@@ -96,15 +97,15 @@ class SystemdStore:
         pass
 
 
-def listen_fds(environment: MutableMapping[str, str], own_pid: int) -> dict[str, list[int]]:
+def listen_fds(environment: MutableMapping[str, str], first_fd: int = LISTEN_FDS_START) -> dict[str, list[int]]:
     """The descriptors that systemd passed to this process, by name; they and what names them are passed on to no child."""
     pid, count, names = (environment.pop(key, "") for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
-    if pid != str(own_pid) or not count.isdigit():
+    if pid != str(os.getpid()) or not count.isdigit():
         return {}
     found: dict[str, list[int]] = {}
     listed = names.split(":")
     for index in range(int(count)):
-        fd = _FIRST_FD + index
+        fd = first_fd + index
         os.set_inheritable(fd, False)
         found.setdefault(listed[index] if index < len(listed) else "", []).append(fd)
     return found
@@ -120,7 +121,7 @@ class KeeperStore:
         self._kept: dict[str, Connection] = {}
         self._closing = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._child: Child | None = None
+        self._child: Process | None = None
         self._sock: socket.socket
         self._watcher = threading.Thread(target=self._watch, name="keeper", daemon=True)
 
@@ -157,6 +158,8 @@ class KeeperStore:
             os.eventfd_write(self._wake, 1)
             self._watcher.join()
             self._sock.close()
+        if self._child is not None:
+            self._child.abandon()
         os.close(self._wake)
 
     def _try(self, message: Message, fds: tuple[int, ...] = ()) -> None:

@@ -12,23 +12,25 @@ import secrets
 import select
 import signal
 import socket
-import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from snapshotter.errors import UnavailableError
 
 SUFFIX = ".sock"
 
 
-class Process(Protocol):
-    """A running process, a child or not."""
+class Process:
+    """A running process, a child or not. Safe to use from several threads."""
 
-    @property
-    def pid(self) -> int:
-        """Its number."""
-        ...
+    def __init__(self, pid: int, pidfd: int, *, child: bool) -> None:
+        """`pidfd` (pidfd_open(2)) is this object's to close, which it does when the process has ended."""
+        self.pid = pid
+        self._pidfd: int | None = pidfd
+        self._child = child
+        self._status: int | None = None
+        self._lock = threading.Lock()
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end: the exit status, negative for a signal, None where it cannot be known.
@@ -36,62 +38,42 @@ class Process(Protocol):
         Raises:
             TimeoutError: it has not ended after `timeout` seconds.
         """
-        ...
+        with self._lock:
+            if self._pidfd is None:
+                return self._status
+            pidfd = os.dup(self._pidfd)
+        try:
+            poll = select.poll()  # not select(2): descriptors may be numbered beyond 1024
+            poll.register(pidfd, select.POLLIN)
+            if not poll.poll(None if timeout is None else int(timeout * 1000)):
+                raise TimeoutError
+        finally:
+            os.close(pidfd)
+        with self._lock:
+            if self._pidfd is not None:
+                if self._child:
+                    self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+                self._close()
+            return self._status
 
     def kill(self) -> None:
         """SIGKILL; harmless if it has ended."""
-        ...
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def abandon(self) -> None:
+        """Look after it no more: it is to live on."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
 
 
-class Child:
-    """A `Process` that this one started."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    @property
-    def pid(self) -> int:
-        """See `Process`, and so below."""
-        return self._process.pid
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        try:
-            return self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError from None
-
-    def kill(self) -> None:
-        self._process.kill()
-
-
-class Found:
-    """A `Process` that another one started, by its pidfd (pidfd_open(2)); it goes with this object."""
-
-    def __init__(self, pid: int, pidfd: int) -> None:
-        self._pid = pid
-        self._pidfd = pidfd
-
-    def __del__(self) -> None:
-        os.close(self._pidfd)
-
-    @property
-    def pid(self) -> int:
-        """See `Process`, and so below."""
-        return self._pid
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        poll = select.poll()  # not select(2): descriptors may be numbered beyond 1024
-        poll.register(self._pidfd, select.POLLIN)
-        if not poll.poll(None if timeout is None else int(timeout * 1000)):
-            raise TimeoutError
-        return None
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-
-def start(command: Sequence[str], directory: Path, kind: str) -> tuple[Path, socket.socket, Child]:
+def start(command: Sequence[str], directory: Path, kind: str) -> tuple[Path, socket.socket, Process]:
     """Start a process by `command`, to which ``--socket-fd N --name NAME`` is added, in a session of its own.
 
     It listens at the path that is answered, a new one in `directory`, and the connected socket is the first that it hears.
@@ -109,19 +91,23 @@ def start(command: Sequence[str], directory: Path, kind: str) -> tuple[Path, soc
             listener.listen(16)
             ours = connect(path)
             try:
-                process = subprocess.Popen(
-                    [*command, "--socket-fd", str(listener.fileno()), "--name", path.stem],
-                    pass_fds=[listener.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+                pid = _spawn([*command, "--socket-fd", str(listener.fileno()), "--name", path.stem], listener.fileno())
             except OSError as error:
                 ours.close()
                 raise UnavailableError(f"starting a {kind} ({command[0]}): {error}") from error
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-    return path, ours, Child(process)
+    return path, ours, Process(pid, os.pidfd_open(pid), child=True)
+
+
+def _spawn(arguments: list[str], fd: int) -> int:
+    """Start a program with `fd` open beside the standard descriptors, in a session of its own; its process id.
+
+    Not by subprocess, which warns of children that are to live on. No other descriptor of Python's is inherited (PEP 446).
+    """
+    actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, fd, fd)]
+    return os.posix_spawnp(arguments[0], arguments, os.environ, file_actions=actions, setsid=True)
 
 
 def sockets(directory: Path, kind: str) -> list[Path]:

@@ -17,7 +17,7 @@ from snapshotter.errors import InvalidError, PuzzlefsError, UnavailableError
 from snapshotter.mount import messages, processes, workerproto
 from snapshotter.mount.connection import Connection
 from snapshotter.mount.messages import Message
-from snapshotter.mount.processes import Found, Process
+from snapshotter.mount.processes import Process
 from snapshotter.mount.workerproto import AddMount, Event, Hello
 
 KIND = "worker"
@@ -117,7 +117,7 @@ class WorkerClient:
             sock.close()
             messages.close_all(fds)
             raise
-        return cls(path, sock, Found(hello.pid, fds[0]), on_event, on_exit), hello
+        return cls(path, sock, Process(hello.pid, fds[0], child=False), on_event, on_exit), hello
 
     @property
     def pid(self) -> int:
@@ -289,6 +289,7 @@ class WorkerClient:
             future.set_exception(UnavailableError(f"mount worker {self.pid} ended before it answered"))
         self._sock.close()
         if self._detached:
+            self._process.abandon()
             return
         try:
             status = self._process.wait(END_TIMEOUT)

@@ -6,7 +6,7 @@ import random
 import struct
 from pathlib import Path
 
-from tests.support import tools
+from tests.support import load, tools
 from tests.support.images import SECOND, Layer
 
 EPOCH = 1_700_000_000 * SECOND
@@ -209,3 +209,17 @@ def _odd_changes_again() -> bytes:
     layer.whiteout(b"links/new")
     layer.directory(b"empty", mtime=EPOCH + 17)
     return layer.tar()
+
+
+def loaded() -> list[bytes]:
+    """The files that `load` reads, in ``load/``, in two layers that share its directories."""
+    layers = []
+    for half in (0, 1):
+        layer = Layer()
+        layer.directory(b"load")
+        for number in range(7):
+            layer.directory(f"load/d{number}".encode())
+        for number in range(half, load.FILES, 2):
+            layer.file(f"load/{load.path(number)}".encode(), load.content(number))
+        layers.append(layer.tar())
+    return [base().tar(), *layers]

@@ -37,6 +37,7 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "runc": "runc",
     "skopeo": "skopeo",
+    "systemctl": "systemd",
     "tc": "iproute2",
     "umoci": "umoci",
 }

@@ -210,3 +210,9 @@ def plain(server: Server, tmp_path: Path) -> Published:
 def odd(server: Server, tmp_path: Path) -> Published:
     """The image of `samples.odd`."""
     return server.publish("odd", lambda directory: write_image(directory / "odd", "v1", samples.odd()), tmp_path)
+
+
+@pytest.fixture
+def loaded(server: Server, tmp_path: Path) -> Published:
+    """The image of `samples.loaded`."""
+    return server.publish("loaded", lambda directory: write_image(directory / "loaded", "v1", samples.loaded()), tmp_path)

@@ -6,48 +6,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from snapshotter.mount.journal import Journal
 from snapshotter.mount.wire import InitFlag, Negotiated
-from tests.support import load, processes, samples
-from tests.support.images import Image, Layer, write_image
-from tests.system.conftest import Node, Published, Server
+from tests.support import processes
+from tests.support.readers import reading
+from tests.system.conftest import Node, Published
 
 pytestmark = pytest.mark.root
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "10"))
 HANG = float(os.environ.get("CHAOS_HANG", "30"))
 """Seconds that a read may take at most. On a machine with nothing else to do 5 are kept (`make chaos`)."""
-READERS = 4
-
-
-@pytest.fixture
-def loaded(server: Server, tmp_path: Path) -> Published:
-    """An image with the files of `load` in two layers."""
-
-    def make(directory: Path) -> Image:
-        layers = []
-        for half in (0, 1):
-            layer = Layer()
-            layer.directory(b"load")
-            for number in range(7):
-                layer.directory(f"load/d{number}".encode())
-            for number in range(half, load.FILES, 2):
-                layer.file(f"load/{load.path(number)}".encode(), load.content(number))
-            layers.append(layer.tar())
-        return write_image(directory / "load", "v1", [samples.base().tar(), *layers])
-
-    return server.publish("load", make, tmp_path)
 
 
 class Victims:
@@ -115,35 +92,6 @@ def _refuse_resend(victims: Victims) -> None:
     assert changed
 
 
-@contextlib.contextmanager
-def _reading(directory: Path) -> Iterator[list[dict[str, object]]]:
-    """Readers below `directory` meanwhile; afterwards the list has what each of them found."""
-    command = [sys.executable, "-m", "tests.support.load", str(directory)]
-    readers = [
-        subprocess.Popen([*command, str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for seed in range(READERS)
-    ]
-    results: list[dict[str, object]] = []
-    try:
-        yield results
-        for reader in readers:
-            assert reader.stdin is not None
-            reader.stdin.close()
-        for reader in readers:
-            assert reader.stdout is not None
-            reader.wait(60)
-            results.append(json.loads(reader.stdout.read()))
-    finally:
-        for reader in readers:
-            reader.kill()
-        for reader in readers:
-            # One whose request was taken and is never answered cannot be killed before the connection is closed.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                reader.wait(10)
-            for pipe in (reader.stdin, reader.stdout):
-                if pipe is not None:
-                    pipe.close()
-
-
 @pytest.mark.parametrize("resend", [True, False], ids=["resend", "before-6.9"])
 def test_containers_notice_nothing(node: Node, loaded: Published, resend: bool, capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.randrange(1 << 32)
@@ -152,7 +100,7 @@ def test_containers_notice_nothing(node: Node, loaded: Published, resend: bool, 
     if not resend:
         _refuse_resend(victims)
     with node.containerd.detached(reference, "/bin/busybox", "sleep", "86400", snapshotter="puzzlefs") as (_, pid):
-        with _reading(Path(f"/proc/{pid}/root/load")) as results:
+        with reading(Path(f"/proc/{pid}/root/load")) as readings:
             for number in range(ROUNDS):
                 way = victims.any()
                 with capsys.disabled():
@@ -164,10 +112,10 @@ def test_containers_notice_nothing(node: Node, loaded: Published, resend: bool, 
                         chunk.unlink(missing_ok=True)
                 time.sleep(victims.random.uniform(0, 1))
         with capsys.disabled():
-            print(f"\n{ROUNDS} rounds with seed {seed}: {results}", flush=True)
-        assert [result["wrong"] for result in results] == [[]] * READERS, node.snapshotter.service.log_end(20_000)
-        assert all(int(str(result["reads"])) > ROUNDS for result in results)
-        assert max(float(str(result["slowest"])) for result in results) < HANG
+            print(f"\n{ROUNDS} rounds with seed {seed}: {readings.results}", flush=True)
+        assert readings.wrong == [], node.snapshotter.service.log_end(20_000)
+        assert readings.fewest > 0
+        assert readings.slowest < HANG
         node.wait_for_containerd()
         # and a container that starts now has everything, too
         assert node.containerd.run(reference, "/bin/busybox", "ls", "/load", snapshotter="puzzlefs").text.split()
