@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import samples
+from tests.support import samples, tools
 from tests.support.images import write_image
 from tests.support.releases import MACHINE, RELEASES, Release
 from tests.system.conftest import Node, Published, Server, started
@@ -84,3 +85,23 @@ def test_without_annotations(server: Server, go_program: Path, pause: Published,
     with kubelet(server, go_program, MACHINE, pause, change=disabled) as node:
         said = node.go("cri", node.reference(plain.lazy), "-", *EVERYTHING, namespace=NAMESPACE)
         assert said["output"] == "hello from a layer\n300000\n"
+
+
+def test_a_runtime_of_its_own(server: Server, go_program: Path, pause: Published, plain: Published) -> None:
+    """With the lines for one runtime: its pods are started lazily, beside others on overlayfs (containerd 2.x)."""
+    release = next(release for release in RELEASES if release.version >= (2, 0))
+    lines = (tools.ROOT / "deploy/containerd/runtime-2.x.toml").read_text().replace("version = 3\n", "")
+
+    def own(text: str) -> str:
+        kept, changed = re.subn(r'(cri\.v1\.images"\]\n(?:  stats.*\n)?)  snapshotter = "puzzlefs"\n', r"\1", text)
+        assert changed == 1
+        return kept + lines
+
+    with started(server, go_program, release=release, cri=f"{server.relay.address}/{pause.ordinary}", change=own) as node:
+        said = node.go("cri", node.reference(plain.ordinary), "-", *EVERYTHING, namespace=NAMESPACE)
+        assert said["output"] == "hello from a layer\n300000\n"
+        assert node.containerd.snapshots("puzzlefs") == [], "a pod of the default runtime is on overlayfs"
+        said = node.go("cri", node.reference(plain.lazy), "puzzlefs", *EVERYTHING, namespace=NAMESPACE)
+        assert said["output"] == "hello from a layer\n300000\n"
+        assert not {str(layer["digest"]) for layer in server.layers(plain.lazy)} & set(said["stored"]), "it was downloaded"
+        remove_images(node)

@@ -33,11 +33,6 @@ func (p *program) cri(arguments []string) (any, error) {
 	images, pods := runtime.NewImageServiceClient(connection), runtime.NewRuntimeServiceClient(connection)
 	var said answers
 	spec := &runtime.ImageSpec{Image: arguments[0]}
-	pulled, err := images.PullImage(p.ctx, &runtime.PullImageRequest{Image: spec})
-	if err != nil {
-		return nil, fmt.Errorf("PullImage: %w", err)
-	}
-	said.Image = pulled.ImageRef
 	logs := filepath.Join(p.directory, "logs")
 	if err := os.MkdirAll(logs, 0o755); err != nil {
 		return nil, err
@@ -51,7 +46,19 @@ func (p *program) cri(arguments []string) (any, error) {
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: host},
 		},
 	}
-	sandbox, err := pods.RunPodSandbox(p.ctx, &runtime.RunPodSandboxRequest{Config: pod})
+	// a pod of another runtime than the default one says so when it is run and, for the pull, by an annotation
+	handler := arguments[1]
+	if handler == "-" {
+		handler = ""
+	} else {
+		pod.Annotations = map[string]string{"io.containerd.cri.runtime-handler": handler}
+	}
+	pulled, err := images.PullImage(p.ctx, &runtime.PullImageRequest{Image: spec, SandboxConfig: pod})
+	if err != nil {
+		return nil, fmt.Errorf("PullImage: %w", err)
+	}
+	said.Image = pulled.ImageRef
+	sandbox, err := pods.RunPodSandbox(p.ctx, &runtime.RunPodSandboxRequest{Config: pod, RuntimeHandler: handler})
 	if err != nil {
 		return nil, fmt.Errorf("RunPodSandbox: %w", err)
 	}
@@ -86,8 +93,8 @@ func (p *program) cri(arguments []string) (any, error) {
 		return nil, fmt.Errorf("ExecSync: exit status %d: %s", executed.ExitCode, executed.Stderr)
 	}
 	said.Output = string(executed.Stdout)
-	// what containerd answers here it gathers every few seconds (stats_collect_period)
-	for deadline := time.Now().Add(time.Minute); said.Writable == 0 || said.Used == 0; time.Sleep(100 * time.Millisecond) {
+	// what containerd answers here it gathers every few seconds (stats_collect_period), of its default snapshotter alone
+	for deadline := time.Now().Add(time.Minute); handler == "" && (said.Writable == 0 || said.Used == 0); time.Sleep(100 * time.Millisecond) {
 		stats, err := pods.ContainerStats(p.ctx, &runtime.ContainerStatsRequest{ContainerId: made.ContainerId})
 		if err != nil {
 			return nil, fmt.Errorf("ContainerStats: %w", err)
