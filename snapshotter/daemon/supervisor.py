@@ -40,6 +40,7 @@ from snapshotter.daemon.supervision import (
 )
 from snapshotter.errors import (
     AlreadyExistsError,
+    CorruptError,
     InvalidError,
     NotFoundError,
     PuzzlefsError,
@@ -64,7 +65,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Mount:
-    """A mount: where it is, its connection, and what its worker is told (None: nobody has asked for it since the start)."""
+    """A mount: where it is, its connection, and what its worker is told, if that is known.
+
+    `claimed`: somebody has asked for it since the start. `detached`: it is taken off, and may have users still.
+    """
 
     ident: str
     name: str
@@ -73,6 +77,7 @@ class _Mount:
     add: AddMount | None
     ready: threading.Event = field(default_factory=threading.Event)
     refused: PuzzlefsError | None = None
+    claimed: bool = False
     detached: bool = False
 
 
@@ -111,6 +116,7 @@ class Supervisor:
         self._lock = threading.RLock()
         self._events: deque[supervision.Event] = deque()
         self._stepping = False
+        self._unserved: set[str] = set()
         self._last_round = time.monotonic()
         self._changed = threading.Event()
         self._closing = threading.Event()
@@ -138,7 +144,8 @@ class Supervisor:
             for number, (client, hello) in enumerate(found):
                 self._clients[number] = client
                 current = (hello.protocol, hello.identity) == (workerproto.PROTOCOL, self._identity)
-                mounts = [ident for ident, add, held in given[number] if held and self._adopt(ident, held, add)]
+                # What a worker of another release was told is not repeated to ours: `mount` says it anew.
+                mounts = [i for i, add, held in given[number] if held and self._adopt(i, held, add if current else None)]
                 self._step(Found(number, tuple(mounts), current))
             for ident, connection in self._held.found().items():
                 if _is_layer(connection):
@@ -150,11 +157,10 @@ class Supervisor:
     def settle(self) -> None:
         """Take off what an earlier daemon had mounted and nobody has asked for since `start`."""
         with self._lock:
-            wanted = {mount.mountpoint for mount in self._mounts.values() if mount.add is not None and not mount.detached}
-            stray = [mount for mount in self._mounts.values() if mount.mountpoint not in wanted]
-            for mount in stray:
-                self._take_off(mount.mountpoint)
-                mount.detached = True
+            for mount in [mount for mount in self._mounts.values() if not mount.claimed]:
+                if not mount.detached:
+                    self._take_off(mount.mountpoint)
+                    mount.detached = True
                 if mount.add is None:
                     self._step(supervision.Gone(mount.ident))
                     self._forget(mount.ident)
@@ -180,6 +186,7 @@ class Supervisor:
         with self._lock:
             mount = self._claim(name, mountpoint)
             if mount is not None:
+                mount.claimed = True
                 told, mount.add = mount.add, AddMount(mount.ident, str(metadata), label, store=source.to_json())
                 place = self._state.place_of(mount.ident)
                 if place is None:
@@ -299,7 +306,8 @@ class Supervisor:
         except BaseException:
             connection.close()
             raise
-        mount = _Mount(ident, name, mountpoint, connection, AddMount(ident, str(metadata), label, store=source.to_json()))
+        add = AddMount(ident, str(metadata), label, store=source.to_json())
+        mount = _Mount(ident, name, mountpoint, connection, add, claimed=True)
         self._held.hold(ident, connection)
         with self._lock:
             self._mounts[ident] = mount
@@ -390,10 +398,15 @@ class Supervisor:
             return  # nobody has asked for it since the start: `mount` follows, or `settle`
 
         def answered(error: PuzzlefsError | None) -> None:
-            # One that has ended is followed by another, which is asked again.
-            if error is not None and not isinstance(error, UnavailableError | AlreadyExistsError):
+            if error is None or isinstance(error, UnavailableError | AlreadyExistsError):
+                return  # one that has ended is followed by another, which is asked again
+            if isinstance(error, NotFoundError | CorruptError) or not mount.ready.is_set():
                 mount.refused = error
                 self._step(Refused(worker, ident, str(error)))
+            else:
+                self._report(f"{mount.name} is not served at the moment: {error}", bad=True)
+                with self._lock:
+                    self._unserved.add(ident)
 
         # One that cannot be reached has ended, which is heard of soon.
         with contextlib.suppress(UnavailableError):
@@ -453,6 +466,12 @@ class Supervisor:
                         if self._clients.get(worker) is client:
                             self._step(Silent(worker))
             silent &= {client.pid for client in clients.values()}
+            with self._lock:
+                unserved, self._unserved = self._unserved, set()
+                for ident in unserved:
+                    place = self._state.place_of(ident)
+                    if place is not None and place.phase is Phase.RUNNING:
+                        self._serve(place.number, ident)
             self._last_round = time.monotonic()
 
 
