@@ -77,7 +77,9 @@ class ContentStore:
         """
         with contextlib.suppress(NotFoundError), self._translated(digest):
             request = content_pb2.InfoRequest(digest=to_text(digest))
-            return int(self._content().Info(request, metadata=self._metadata, timeout=_timeout()).info.size)
+            size = int(self._content().Info(request, metadata=self._metadata, timeout=_timeout()).info.size)
+            self._absent.pop(digest, None)  # it has come meanwhile: loaded, or pulled whole
+            return size
         return None
 
     def labels(self, filters: Sequence[str]) -> Iterator[Mapping[str, str]]:
