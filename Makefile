@@ -3,7 +3,7 @@
 #   make bench   every measurement of docs/benchmarks.md, and that file; `make bench-mount` and its like one of them
 #   make deb     the Debian package, in dist/
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
-.PHONY: demo bench test day lint format unit system faults venv packages containerds image kernel upstream lock clean
+.PHONY: demo bench test day lint format unit system faults venv packages containerds image kernel upstream roots lock clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -59,6 +59,10 @@ system: packages venv image containerds kernel upstream
 ROUNDS ?= 100
 chaos: packages venv image
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_HANG=5 $(pytest) -s tests/system/test_chaos.py
+
+# three whole Debian root file systems, equal after build, mount and extract: some minutes, 3 GB, and the network
+roots: packages venv upstream
+	PUZZLEFS_ROOTS=1 $(pytest) --durations=10 tests/upstream/test_roots.py
 
 packages:
 	@PYTHON=$(PYTHON) scripts/packages

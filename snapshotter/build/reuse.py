@@ -184,6 +184,8 @@ def _add_packs(known: KnownPacks, store: ImageStore, manifest: ImageManifest, no
                 continue
             try:
                 stored = store.read_range(place.pack, place.index_offset, place.index_length)
-                known.add(StoredPack(place, size, PackIndex.parse(stored, place.index_offset), store))
+                index = PackIndex.parse(stored, place.index_offset)
+                if not index.has_groups:  # a start profile: its chunks are in other packs too, and cost less there
+                    known.add(StoredPack(place, size, index, store))
             except (NotFoundError, CorruptError) as error:
                 note(f"not reused: pack {to_text(place.pack)} of {store.name}: {error}")

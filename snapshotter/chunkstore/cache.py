@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.chunkstore.claims import Claimed, NoClaims
 from snapshotter.chunkstore.directory import ChunkDirectory, Sealing, VerityOf
 from snapshotter.chunkstore.eviction import Evictor
 from snapshotter.chunkstore.stats import Count, Stats
@@ -30,8 +31,9 @@ PAUSE = 10.0
 class ChunkCache:
     """Verified raw chunks under `root`, written beside the reads that bring them (see `local.LocalChunks`).
 
-    `max_bytes` caps what the directory takes on disk, None leaves it alone. `sealing` has the kernel check the files.
-    Compressed references (names of stored bytes) are never kept: a file's name must be the digest of its content.
+    `max_bytes` caps what the directory takes on disk, None leaves it alone. `sealing` has the kernel check the files. `claims`
+    are given up when a chunk has been written, or will not be. Compressed references (names of stored bytes) are never kept: a
+    file's name must be the digest of its content.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class ChunkCache:
         max_bytes: int | None = None,
         queue_bytes: int = QUEUE_BYTES,
         sealing: Sealing | None = None,
+        claims: Claimed | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = ChunkDirectory(root, sealing=sealing)
         self.stats = stats
         self._clock = clock
+        self._claims: Claimed = claims or NoClaims()
         self._paused_until = float("-inf")
         self._writer = WriteBehind(self._store, queue_bytes)
         self._lock = threading.Lock()
@@ -85,6 +89,7 @@ class ChunkCache:
     def put(self, digest: Digest, raw: bytes) -> None:
         """Keep `raw`, which the caller has verified; soon, and unless the disk refuses (a warning and a counter then)."""
         if self.directory.knows(digest) or self._clock() < self._paused_until:
+            self._claims.release([digest])
             return
         if not self._writer.put(digest, raw):
             self._store(digest, raw)
@@ -102,7 +107,9 @@ class ChunkCache:
     def _store(self, digest: Digest, raw: bytes) -> None:
         try:
             self.directory.store(digest, raw)
+            self._claims.release([digest])
         except OSError as error:
+            self._claims.release([digest])
             self.stats.add(Count.CACHE_WRITE_FAILURES)
             with self._lock:
                 first = self._clock() >= self._paused_until

@@ -26,13 +26,16 @@ from typing import Any
 from snapshotter.chunkstore.base import BlobReader, ChunkStore
 from snapshotter.chunkstore.blobs import BlobStore
 from snapshotter.chunkstore.cache import CachedStore, ChunkCache
+from snapshotter.chunkstore.claims import Claims
 from snapshotter.chunkstore.directory import Sealing, VerityOf
 from snapshotter.chunkstore.fallback import Fallback
+from snapshotter.chunkstore.flying import Flying
 from snapshotter.chunkstore.indexes import IndexStore, fetch_index
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.packs import PackStore
 from snapshotter.chunkstore.planner import Limits
 from snapshotter.chunkstore.pool import FetchPool
+from snapshotter.chunkstore.prefetch import Prefetches, Start
 from snapshotter.chunkstore.reads import Observed, Reads
 from snapshotter.chunkstore.recent import RecentChunks, RecentStore
 from snapshotter.chunkstore.retry import Retry, RetryPolicy
@@ -63,10 +66,13 @@ class Node:
     ) -> None:
         self.stats = Stats()
         self.reads = Reads()
-        self.cache = ChunkCache(root, stats=self.stats, max_bytes=cache_max_bytes, sealing=sealing)
+        self._claims = Claims(root)
+        self._flying = Flying(self._claims)
+        self.cache = ChunkCache(root, stats=self.stats, max_bytes=cache_max_bytes, sealing=sealing, claims=self._claims)
         self.indexes = IndexStore(root)
         self.pool = FetchPool()
         self._flights = Flights()
+        self._prefetches = Prefetches(self.indexes)
         self._recent = RecentChunks()
         self._limits = limits
         self._read_timeout = read_timeout
@@ -94,6 +100,7 @@ class Node:
                     stats=self.stats,
                     local=self.cache,
                     limits=self._limits,
+                    flying=self._flying,
                     timeout=self._read_timeout,
                 ),
                 stats=self.stats,
@@ -102,10 +109,41 @@ class Node:
             for source in sources
         ]
         retried = Retry(Fallback(fetched), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8))
-        single = SingleFlight(retried, stats=self.stats, flights=self._flights, local=self.cache, timeout=self._read_timeout)
+        single = SingleFlight(
+            retried,
+            stats=self.stats,
+            flights=self._flights,
+            local=self.cache,
+            claims=self._claims,
+            timeout=self._read_timeout,
+        )
         fetched_once = Observed(single, self.reads, "fetch", layer)
         cached = CachedStore(self.cache, fetched_once, verity_of)
         return Observed(RecentStore(self._recent, cached), self.reads, "read", layer)
+
+    def bring(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader], start: Start) -> None:
+        """Begin to fetch what a start is going to read (see `prefetch`), in the background; reads of it wait for it here.
+
+        Raises nothing: what does not come is fetched when it is read.
+        """
+        self._prefetches.begin(start, packs, sources, partial(self._plain, sources))
+
+    def settle(self) -> None:
+        """Wait until the starts that are being fetched have come, or failed."""
+        self._prefetches.settle()
+
+    def _plain(self, sources: Sequence[BlobReader], places: Sequence[PackPlace]) -> PackStore:
+        """The packs at `places` of the first source, without the rest of a chain."""
+        return PackStore(
+            [self.indexes.map(place, sources) for place in places],
+            sources[0],
+            pool=self.pool,
+            stats=self.stats,
+            local=self.cache,
+            limits=self._limits,
+            flying=self._flying,
+            timeout=self._read_timeout,
+        )
 
     def fetch_indexes(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader]) -> None:
         """Bring the indexes of `packs` to this node at once, several at a time (see `indexes.IndexStore.fetch`)."""
@@ -118,8 +156,10 @@ class Node:
 
     def close(self) -> None:
         """End the threads, after what they have begun, and write what the cache has queued. Calling it again does nothing."""
+        self._prefetches.close()
         self.pool.close()
         self.cache.close()
+        self._claims.close()
 
 
 def layout_chain(reader: BlobReader, size_of: Callable[[Digest], int | None], stats: Stats) -> ChunkStore:

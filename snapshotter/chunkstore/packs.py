@@ -1,22 +1,25 @@
 """Chunks out of packs: few range requests, several at a time, and what comes along goes to the cache.
 
-What is on its way is known per chunk (`_flying`), read-ahead included, so that a read of something that another read is
-already bringing waits for it instead of asking twice. Chunks that were asked for go up as they are, for `verify` to check;
-all others are checked here before they are kept.
+What is on its way is known per chunk (`Flying`), read-ahead included, so that a read of something that another read is
+already bringing waits for it instead of asking twice; what another process is bringing is waited for in the cache (`claims`).
+Chunks that were asked for go up as they are, for `verify` to check; all others are checked here before they are kept.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
 from snapshotter.chunkstore import planner
 from snapshotter.chunkstore.base import BlobReader, ChunkCorruptError, ChunkMissingError, ChunkRef, SourceUnavailableError
+from snapshotter.chunkstore.flying import Flying
 from snapshotter.chunkstore.local import LocalChunks
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.planner import Limits, Plan, Range, Stream
@@ -24,7 +27,7 @@ from snapshotter.chunkstore.pool import BESIDE, FetchPool
 from snapshotter.chunkstore.sources import translate
 from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.errors import CorruptError, PuzzlefsError
-from snapshotter.format.compression import decode_chunk
+from snapshotter.format.compression import Codec, decode_chunk, decode_group
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.pack import PackEntry
 
@@ -32,6 +35,12 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 60.0
 """Seconds to wait for chunks that another thread is bringing. The reader bounds the requests themselves."""
+
+LANES = 2
+"""Requests of `PackStore.bring` that are under way at once: one travels while the other is decoded."""
+
+POLL = 0.003
+"""Seconds between looks for a chunk that another process is bringing: what one takes at 200 Mbit/s."""
 
 Located: TypeAlias = dict[Digest, tuple[PackMap, PackEntry]]
 """Where wanted chunks are."""
@@ -50,9 +59,10 @@ class _Request:
 class PackStore:
     """The chunks of `packs`, read from `reader`.
 
-    With `local` (the cache) reads bring along what lies beside and ahead of them as `limits` say, and what is found there
-    is not fetched; without it nothing but the wanted chunks is moved. The pool is shared and belongs to whoever made it;
-    without one, the thread that asks makes all requests itself, one after another, which is right for local files.
+    `flying` is shared by the stores of a process. With `local` (the cache) reads bring along what lies beside and ahead of
+    them as `limits` say, and what is found there is not fetched; without it nothing but the wanted chunks is moved. The pool is
+    shared and belongs to whoever made it; without one, the thread that asks makes all requests itself, one after another, which
+    is right for local files.
     """
 
     def __init__(
@@ -64,6 +74,7 @@ class PackStore:
         pool: FetchPool | None = None,
         local: LocalChunks | None = None,
         limits: Limits | None = None,
+        flying: Flying | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
         self._packs = tuple(packs)
@@ -73,8 +84,7 @@ class PackStore:
         self._local = local
         self._limits = limits or Limits()
         self._timeout = timeout
-        self._lock = threading.Lock()
-        self._flying: dict[Digest, Future[bytes]] = {}
+        self._flying = flying or Flying()
         self._streams: dict[Digest, tuple[Stream, ...]] = {}
 
     @property
@@ -82,21 +92,76 @@ class PackStore:
         return f"packs({self._reader.name})"
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
-        located = self._locate(wanted)
-        with self._lock:
-            coming = {digest: self._flying[digest] for digest in located if digest in self._flying}
-        # Looked up after `_flying`: what has just landed is in the cache by now, since it is put there first.
-        kept = self._peek([digest for digest in located if digest not in coming])
-        requests = self._begin(located, kept, coming)
-        inline = requests
-        if self._pool is not None:
-            inline = requests[:1]
-            for request in requests[1:]:
-                self._pool.run_now(partial(self._fetch, request))
-        for request in inline:
-            self._fetch(request)
-        got = kept | self._collect(coming)
+        deadline = time.monotonic() + self._timeout
+        got: dict[Digest, bytes] = {}
+        compressed = [ref.digest for ref in wanted if ref.compressed]
+        if compressed:
+            raise ChunkMissingError(f"chunk {to_text(compressed[0])} is in none of the packs of {self.name}", compressed)
+        rest = list(dict.fromkeys(ref.digest for ref in wanted))
+        while rest:
+            with self._flying.lock:
+                coming = {digest: self._flying.futures[digest] for digest in rest if digest in self._flying.futures}
+            # Looked up after what is coming: what has just landed is in the cache by now, since it is put there first.
+            got |= self._peek([digest for digest in rest if digest not in coming])
+            located = self._locate([digest for digest in rest if digest not in coming and digest not in got])
+            self._fetch_all(self._begin(located, coming))
+            got |= self._collect(coming)
+            rest = [digest for digest in rest if digest not in got]
+            if rest:
+                self._await_others(rest, got, deadline)
+                rest = [digest for digest in rest if digest not in got]
         return [got[ref.digest] for ref in wanted]
+
+    def bring(self, digests: Sequence[Digest], range_bytes: int) -> None:
+        """Have chunks brought to the cache in the order given, a few requests at a time; whoever reads one meanwhile waits for
+        it here. Returns when all have come or failed, and tells nobody which.
+
+        Raises:
+            ChunkMissingError: some are in no pack; the others are brought all the same.
+        """
+        if self._local is None:
+            return
+        local = self._local
+        failure: ChunkMissingError | None = None
+        try:
+            located = self._locate([digest for digest in dict.fromkeys(digests) if not local.has(digest)])
+        except ChunkMissingError as error:
+            failure = error
+            located = self._locate([d for d in dict.fromkeys(digests) if d not in error.digests and not local.has(d)])
+        limits = replace(self._limits, range_max=range_bytes)
+        place = {digest: number for number, digest in enumerate(located)}
+        requests: list[_Request] = []
+        with self._flying.lock:
+            for pack, entries in _by_pack(located).items():
+                mine = [entry for entry in entries if entry.digest not in self._flying.futures]
+                mine = [entry for entry in mine if self._flying.claims.take(entry.digest)]
+                ranges = planner.coalesce(mine, limits)
+                requests += [_Request(pack, found, self._flying.enter(found.entries), frozenset()) for found in ranges]
+        requests.sort(key=lambda request: min(place[entry.digest] for entry in request.found.entries))
+        self._in_lanes(requests)
+        if failure is not None:
+            raise failure
+
+    def _in_lanes(self, requests: Sequence[_Request]) -> None:
+        """Make the requests in order, `LANES` at a time: more would share the link and have the first come last."""
+        queue = deque(requests)
+
+        def lane() -> None:
+            with suppress(IndexError):
+                while True:
+                    self._fetch(queue.popleft())
+
+        try:
+            lanes = [self._pool.now.submit(lane) for _ in range(LANES)] if self._pool is not None else []
+            for each in lanes:
+                each.result()
+        except RuntimeError:  # the pool is closed
+            pass
+        finally:
+            while queue:
+                for digest, future in queue.popleft().futures.items():
+                    error = SourceUnavailableError(f"chunk {to_text(digest)}: fetching it has been stopped", retryable=True)
+                    self._flying.settle(digest, future, error)
 
     def has(self, digest: Digest) -> bool:
         return False
@@ -104,11 +169,11 @@ class PackStore:
     def close(self) -> None:
         """Nothing is held: pool, packs and reader belong to whoever made them."""
 
-    def _locate(self, wanted: Sequence[ChunkRef]) -> Located:
-        """Where each wanted chunk is. An index that cannot be had matters only if the others lack a chunk."""
+    def _locate(self, digests: Sequence[Digest]) -> Located:
+        """Where each chunk is. An index that cannot be had matters only if the others lack a chunk."""
         located: Located = {}
         failure: PuzzlefsError | None = None
-        rest = list(dict.fromkeys(ref.digest for ref in wanted if not ref.compressed))
+        rest = list(digests)
         for pack in self._packs:
             if not rest:
                 break
@@ -124,11 +189,8 @@ class PackStore:
             rest = [digest for digest in rest if digest not in located]
         if rest and failure is not None:
             raise translate(failure, rest, self._reader.name, f"chunk {to_text(rest[0])}") from failure
-        missing = rest + [ref.digest for ref in wanted if ref.compressed]
-        if missing:
-            raise ChunkMissingError(
-                f"chunk {to_text(missing[0])} is in none of {len(self._packs)} packs of {self.name}", missing
-            )
+        if rest:
+            raise ChunkMissingError(f"chunk {to_text(rest[0])} is in none of {len(self._packs)} packs of {self.name}", rest)
         return located
 
     def _peek(self, digests: Sequence[Digest]) -> dict[Digest, bytes]:
@@ -137,33 +199,31 @@ class PackStore:
         found = ((digest, self._local.peek(digest)) for digest in digests)
         return {digest: raw for digest, raw in found if raw is not None}
 
-    def _begin(self, located: Located, kept: Mapping[Digest, bytes], coming: dict[Digest, Future[bytes]]) -> list[_Request]:
-        """Plan, enter every chunk of the plan into `_flying`, and start reading ahead.
+    def _begin(self, located: Located, coming: dict[Digest, Future[bytes]]) -> list[_Request]:
+        """Plan, promise every chunk of the plan, and start reading ahead.
 
-        Returns the requests that the caller must see to, and adds to `coming` what it must wait for.
+        Returns the requests that the caller must see to, and adds to `coming` what it must wait for. What another process
+        has claimed is in neither.
         """
-        by_pack: dict[PackMap, list[PackEntry]] = {}
-        for digest, (pack, entry) in located.items():
-            if digest not in kept:
-                by_pack.setdefault(pack, []).append(entry)
-        if not by_pack:
+        if not located:
             return []
+        by_pack = _by_pack(located)
         wanted = frozenset(located)
         now: list[_Request] = []
         beside: list[_Request] = []
         pool = self._pool if self._local is not None else None
         slots = pool.take_beside(BESIDE) if pool is not None else 0
         try:
-            with self._lock:
+            with self._flying.lock:
                 plans: list[tuple[PackMap, Plan]] = []
                 for pack, entries in by_pack.items():
-                    plans.append((pack, self._plan(pack, entries, coming, slots - sum(len(plan.beside) for _, plan in plans))))
-                # Only now that nothing can fail any more: whoever finds a promise in `_flying` waits for it.
+                    plans.append((pack, self._plan(pack, entries, slots - sum(len(plan.beside) for _, plan in plans))))
+                # Only now that nothing can fail any more: whoever finds a promise waits for it.
                 for pack, plan in plans:
-                    now += [_Request(pack, found, self._enter(found), wanted) for found in plan.now]
-                    beside += [_Request(pack, found, self._enter(found), frozenset()) for found in plan.beside]
-                for entries in by_pack.values():
-                    coming |= {entry.digest: self._flying[entry.digest] for entry in entries if entry.digest not in coming}
+                    now += [self._request(pack, found, wanted) for found in plan.now]
+                    beside += [self._request(pack, found, frozenset()) for found in plan.beside]
+                promised = self._flying.futures
+                coming |= {digest: promised[digest] for digest in located if digest in promised and digest not in coming}
         finally:
             if pool is not None:
                 pool.give_beside(slots - len(beside))
@@ -172,23 +232,53 @@ class PackStore:
                 pool.run_beside(partial(self._fetch, request))
         return now
 
-    def _plan(self, pack: PackMap, entries: Sequence[PackEntry], coming: Mapping[Digest, object], slots: int) -> Plan:
-        new = [entry for entry in entries if entry.digest not in coming and entry.digest not in self._flying]
+    def _plan(self, pack: PackMap, entries: Sequence[PackEntry], slots: int) -> Plan:
+        new = [entry for entry in entries if entry.digest not in self._flying.futures]
         local = self._local
         if local is None:
             return planner.exactly(new, self._limits)
+        new = [entry for entry in new if self._flying.claims.take(entry.digest)]
 
         def here(entry: PackEntry) -> bool:
-            return entry.digest in self._flying or local.has(entry.digest)
+            return entry.digest in self._flying.futures or local.has(entry.digest)
 
         plan = planner.plan(entries, new, self._streams.get(pack.digest, ()), pack.between, here, slots, self._limits)
         self._streams[pack.digest] = plan.streams
         return plan
 
-    def _enter(self, found: Range) -> dict[Digest, Future[bytes]]:
-        futures: dict[Digest, Future[bytes]] = {entry.digest: Future() for entry in found.entries}
-        self._flying.update(futures)
-        return futures
+    def _request(self, pack: PackMap, found: Range, wanted: frozenset[Digest]) -> _Request:
+        """A request whose chunks are promised, but for those that another process brings."""
+        if self._local is not None:
+            mine = tuple(entry for entry in found.entries if self._flying.claims.take(entry.digest))
+            found = replace(found, entries=mine)
+        return _Request(pack, found, self._flying.enter(found.entries), wanted)
+
+    def _fetch_all(self, requests: Sequence[_Request]) -> None:
+        """Make the requests: one in this thread, the others beside it, or all here where there is no pool."""
+        inline = requests
+        if self._pool is not None:
+            inline = requests[:1]
+            for request in requests[1:]:
+                self._pool.run_now(partial(self._fetch, request))
+        for request in inline:
+            self._fetch(request)
+
+    def _await_others(self, digests: Sequence[Digest], got: dict[Digest, bytes], deadline: float) -> None:
+        """Wait until one of `digests` is in the cache (then it is added to `got`), or may be fetched here: another process was
+        bringing it and has failed or died."""
+        while True:
+            found = self._peek(digests)
+            if found:
+                got |= found
+                return
+            if any(self._flying.claims.take(digest) for digest in digests):
+                got |= self._peek(digests)  # it may have come between the look and the claim
+                self._flying.claims.release(digest for digest in digests if digest in got)
+                return
+            if time.monotonic() > deadline:
+                message = f"chunk {to_text(digests[0])}: waited {self._timeout:g} s for another process that is fetching it"
+                raise SourceUnavailableError(message, retryable=False)
+            time.sleep(POLL)
 
     def _fetch(self, request: _Request) -> None:
         """Make one request and settle the promise of every chunk in it. Never raises."""
@@ -204,19 +294,19 @@ class PackStore:
             except PuzzlefsError as error:
                 what = f"bytes {found.offset}+{found.length}"
                 for digest, future in request.futures.items():
-                    self._settle(digest, future, translate(error, [digest], where, what))
+                    self._flying.settle(digest, future, translate(error, [digest], where, what))
                 return
             # Those that somebody waits for come first.
+            groups: dict[int, bytes] = {}
             for entry in sorted(found.entries, key=lambda entry: entry.digest not in request.wanted):
-                begin = entry.offset - found.offset
-                result = _decode(entry, data[begin : begin + entry.stored_length], where)
+                result = _decode(entry, data, entry.offset - found.offset, groups, where)
                 if entry.digest not in request.wanted:
                     result = self._keep(entry, result, where)
-                self._settle(entry.digest, request.futures[entry.digest], result)
+                self._flying.settle(entry.digest, request.futures[entry.digest], result)
         except Exception as error:
             log.exception("reading %s failed", where)
             for digest, future in request.futures.items():
-                self._settle(digest, future, SourceUnavailableError(f"reading {where} failed: {error}", retryable=False))
+                self._flying.settle(digest, future, SourceUnavailableError(f"reading {where} failed: {error}", retryable=False))
 
     def _keep(self, entry: PackEntry, raw: bytes | PuzzlefsError, where: str) -> bytes | PuzzlefsError:
         """Check and keep a chunk that was not asked for."""
@@ -229,17 +319,6 @@ class PackStore:
         else:
             log.warning("read ahead: %s", raw)
         return raw
-
-    def _settle(self, digest: Digest, future: Future[bytes], result: bytes | PuzzlefsError) -> None:
-        with self._lock:
-            if self._flying.get(digest) is future:
-                del self._flying[digest]
-        if future.done():
-            return
-        if isinstance(result, bytes):
-            future.set_result(result)
-        else:
-            future.set_exception(result)
 
     def _collect(self, coming: Mapping[Digest, Future[bytes]]) -> dict[Digest, bytes]:
         """Wait for all of `coming`. If some fail, keep the others in the cache, so that they need not be fetched again."""
@@ -273,8 +352,25 @@ def _worst(errors: Sequence[PuzzlefsError]) -> PuzzlefsError:
     return ChunkMissingError(str(errors[0]), missing)
 
 
-def _decode(entry: PackEntry, stored: bytes, where: str) -> bytes | PuzzlefsError:
+def _by_pack(located: Located) -> dict[PackMap, list[PackEntry]]:
+    """The chunks of each pack, in the order given."""
+    by_pack: dict[PackMap, list[PackEntry]] = {}
+    for pack, entry in located.values():
+        by_pack.setdefault(pack, []).append(entry)
+    return by_pack
+
+
+def _decode(entry: PackEntry, data: bytes, begin: int, groups: dict[int, bytes], where: str) -> bytes | PuzzlefsError:
+    """The chunk whose stored form begins at `begin` of `data`. `groups` keeps the groups that have been decoded."""
+    stored = data[begin : begin + entry.stored_length]
     try:
-        return decode_chunk(entry.codec, stored, entry.raw_length)
+        if entry.codec is not Codec.GROUP:
+            return decode_chunk(entry.codec, stored, entry.raw_length)
+        if begin not in groups:
+            groups[begin] = decode_group(stored)
+        raw = groups[begin][entry.within : entry.within + entry.raw_length]
+        if len(raw) != entry.raw_length:
+            raise CorruptError(f"its group has {len(groups[begin])} bytes, it should lie at {entry.within}+{entry.raw_length}")
+        return raw
     except CorruptError as error:
         return ChunkCorruptError(entry.digest, where, str(error))

@@ -88,7 +88,8 @@ def coalesce(entries: Iterable[PackEntry], limits: Limits) -> list[Range]:
     members: list[PackEntry] = []
     for entry in sorted(entries, key=lambda entry: (entry.offset, entry.stored_length)):
         new_end = max(end, entry.offset + entry.stored_length)
-        if members and (entry.offset - end > limits.gap or new_end - start > limits.range_max):
+        # What lies inside (others of a group) costs nothing, however long the range is.
+        if members and new_end > end and (entry.offset - end > limits.gap or new_end - start > limits.range_max):
             ranges.append(Range(start, end - start, tuple(members)))
             members = []
         if not members:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore, SourceUnavailableError
+from snapshotter.chunkstore.claims import Claimed, NoClaims
 from snapshotter.chunkstore.local import LocalChunks
 from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.format.digest import Digest, to_text
@@ -65,7 +66,10 @@ class Flights:
 
 
 class SingleFlight:
-    """Asks `inner` once for a chunk that several threads want."""
+    """Asks `inner` once for a chunk that several threads want.
+
+    `claims` of chunks that could not be had are given up; whoever keeps a chunk gives up its claim.
+    """
 
     def __init__(
         self,
@@ -74,12 +78,14 @@ class SingleFlight:
         stats: Stats,
         flights: Flights | None = None,
         local: LocalChunks | None = None,
+        claims: Claimed | None = None,
         timeout: float = TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inner = inner
         self._flights = flights or Flights()
         self._local = local
+        self._claims: Claimed = claims or NoClaims()
         self._stats = stats
         self._timeout = timeout
         self._clock = clock
@@ -99,6 +105,7 @@ class SingleFlight:
                     self._lead(mine)
                 finally:
                     self._flights.land(mine)
+                    self._claims.release(ref.digest for ref, flight in mine.items() if flight.raw is None)
             for ref, flight in others.items():
                 self._await(ref, flight, deadline)
             for ref, flight in (mine | others).items():

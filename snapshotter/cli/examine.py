@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,13 +21,13 @@ from snapshotter.build.difference import Difference, difference
 from snapshotter.build.inspection import ImageFigures
 from snapshotter.build.inspection import inspect as inspect_image
 from snapshotter.build.progress import Progress
-from snapshotter.build.verify import Verified
 from snapshotter.build.verify import verify as verify_image
+from snapshotter.chunkstore.scan import scan
 from snapshotter.cli import exits
 from snapshotter.cli.output import Reporter, reporter, size
-from snapshotter.cli.registries import config_option, registries
+from snapshotter.cli.registries import config_option, configuration, registries
 from snapshotter.cli.signals import ended_by_signals
-from snapshotter.errors import CorruptError
+from snapshotter.errors import CorruptError, FailedPreconditionError, NotFoundError
 from snapshotter.format.digest import to_text
 from snapshotter.registry import transports
 from snapshotter.registry.platforms import Platform
@@ -70,7 +71,12 @@ def verify(image: str, config_path: Path | None, as_json: bool) -> None:
     Digests of all blobs, the metadata's rules, fs-verity digests, the indexes of packs, and that every chunk can be reached,
     decodes, and is what its name says. All of the image is read. IMAGE is OCI_DIR:TAG, oci:DIR:TAG, oci-archive:FILE:TAG,
     docker://HOST/REPOSITORY:TAG or HOST/REPOSITORY:TAG. Exit status 5 if anything is wrong with it.
+
+    `puzzlefs verify cache` checks what this node keeps: chunks, indexes of packs, and the metadata of layers.
     """
+    if image == "cache":
+        _verify_cache(configuration(config_path)[0].root, as_json)
+        return
     with _places(config_path, image) as (place,), reporter() as report:
         done = verify_image(place.store, place.reference, partial(_advance, report))
     if as_json:
@@ -83,11 +89,30 @@ def verify(image: str, config_path: Path | None, as_json: bool) -> None:
             print(f"and {done.errors - len(done.findings)} more errors")
         print(f"{image}: {size(done.bytes)} in {done.blobs} blobs, {done.inodes} inodes, {done.chunks} chunks checked")
     if done.errors:
-        raise CorruptError(f"{image} is corrupt: {_count(done)}")
+        raise CorruptError(f"{image} is corrupt: {_count(done.errors)}")
 
 
-def _count(done: Verified) -> str:
-    return "one thing is wrong with it" if done.errors == 1 else f"{done.errors} things are wrong with it"
+def _verify_cache(root: Path, as_json: bool) -> None:
+    if not os.path.lexists(root):
+        raise NotFoundError(f"{root} does not exist: no snapshotter has run here, or --config is to name another configuration")
+    try:
+        with ended_by_signals(), reporter() as report:
+            done = scan(root, progress=lambda number, total: report.advance(f"checking {root}", number, total))
+    except OSError as error:
+        raise FailedPreconditionError(f"cannot look into {error.filename}: {error.strerror}; run as root") from None
+    if as_json:
+        print(json.dumps({**asdict(done), "root": str(root)}))
+    else:
+        for problem in done.problems:
+            print(f"error: {problem}")
+        kept = f"{done.chunks} chunks, {done.indexes} indexes of packs, metadata of {done.metadata} layers"
+        print(f"{root}: {size(done.bytes)} in {kept} checked")
+    if done.errors:
+        raise CorruptError(f"{root} is corrupt: {_count(done.errors)}; the daemon drops what is, and fetches it again")
+
+
+def _count(errors: int) -> str:
+    return "one thing is wrong with it" if errors == 1 else f"{errors} things are wrong with it"
 
 
 def _advance(report: Reporter, now: Progress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -39,10 +40,10 @@ _log = logging.getLogger(__name__)
 image_argument = click.argument("image", metavar="OCI_DIR:TAG")
 
 
-def _layout(image: str) -> tuple[LayoutStore, str]:
+def _layout(image: str, *, undo: bool = False) -> tuple[LayoutStore, str]:
     """The layout that ``OCI_DIR:TAG`` names, and the tag. Its path is absolute: a mount leaves the current directory."""
     location = parse_layout(image)
-    return LayoutStore(location.directory.absolute()), location.tag or ""
+    return LayoutStore(location.directory.absolute(), undo=undo), location.tag or ""
 
 
 @click.command(short_help="Build an image in an OCI layout from a directory.")
@@ -67,10 +68,10 @@ def build(rootfs: Path, image: str, base_layer: str | None, compression: bool, u
     retime = mtimes.policy(mtime, os.environ)
     if upstream and mtime != "keep":
         raise click.UsageError("upstream's format has no times: --upstream and --mtime exclude each other")
-    store, tag = _layout(image)
+    store, tag = _layout(image, undo=True)
     if not rootfs.is_dir():
         raise NotFoundError(f"{rootfs} is not a directory: name the tree to build the image from")
-    with ended_by_signals(), reporter() as report:
+    with ended_by_signals(), contextlib.closing(store), reporter() as report:
 
         def show(now: Progress) -> None:
             if now.stage == "note":

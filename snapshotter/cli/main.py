@@ -23,6 +23,7 @@ _COMMANDS = {
     "images": "snapshotter.cli.listing",
     "inspect": "snapshotter.cli.examine",
     "mount": "snapshotter.cli.local",
+    "optimize": "snapshotter.cli.optimize",
     "pull": "snapshotter.cli.node",
     "push": "snapshotter.cli.images",
     "status": "snapshotter.cli.status",

@@ -24,7 +24,16 @@ def registries(config_path: Path | None) -> Registries:
     Raises:
         NotFoundError, InvalidError: the file that was named cannot be used.
     """
+    config, _ = configuration(config_path)
+    return Registries(registry_hosts(config), credential_source(config, None))
+
+
+def configuration(config_path: Path | None) -> tuple[Config, Path | None]:
+    """The configuration in `config_path`, in the default file, or the defaults; and the file that it is from.
+
+    Raises:
+        NotFoundError, InvalidError: the file that was named cannot be used.
+    """
     if config_path is None and DEFAULT_PATH.exists():
         config_path = DEFAULT_PATH
-    config = Config() if config_path is None else load(config_path)
-    return Registries(registry_hosts(config), credential_source(config, None))
+    return (Config() if config_path is None else load(config_path)), config_path

@@ -21,6 +21,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -224,7 +225,9 @@ class Layers:
         """Bring metadata and pack indexes to this node, at the same time, and publish the metadata if it is right."""
         stores = self._sources.open(source)
         with ThreadPoolExecutor(1, "indexes") as pool:
-            indexes = pool.submit(self._fetch_indexes, layer.packs, stores)
+            # With a profile the other indexes can wait until something else is read: a start may need none of them.
+            needed = [place for place in layer.packs if layer.profile in (None, place.pack)]
+            indexes = pool.submit(self._fetch_indexes, needed, stores)
             message = _first(stores, lambda store: _message(store, layer))
             indexes.result()
         publish(self._metadata(layer.diff_id), message, None if self._sealing is None else self._sealing.enable)
@@ -304,7 +307,7 @@ class Layers:
 
 def _hinted(layer: MetadataLayer, image: str | None) -> LayerSource:
     images = tuple(dict.fromkeys(ref for ref in (image, layer.source) if ref is not None))
-    return LayerSource(layer.packs, images, to_text(layer.diff_id))
+    return LayerSource(layer.packs, images, to_text(layer.diff_id), profile=layer.profile)
 
 
 def _merged(sources: Sequence[LayerSource]) -> LayerSource:
@@ -312,11 +315,14 @@ def _merged(sources: Sequence[LayerSource]) -> LayerSource:
     packs = dict.fromkeys(pack for source in sources for pack in source.packs)
     images = dict.fromkeys(image for source in sources for image in source.images)
     namespaces = dict.fromkeys(namespace for source in sources for namespace in source.namespaces)
-    return LayerSource(
-        tuple(packs)[:MERGED_PACKS_MAX],
-        tuple(images)[:MERGED_IMAGES_MAX],
-        sources[0].layer,
-        tuple(namespaces)[:MERGED_IMAGES_MAX],
+    kept = tuple(packs)[:MERGED_PACKS_MAX]
+    profile = next((source.profile for source in sources if any(place.pack == source.profile for place in kept)), None)
+    return replace(
+        sources[0],
+        packs=kept,
+        images=tuple(images)[:MERGED_IMAGES_MAX],
+        namespaces=tuple(namespaces)[:MERGED_IMAGES_MAX],
+        profile=profile,
     )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapshotter.errors import InvalidError, PuzzlefsError
 from snapshotter.format.annotations import PackPlace
-from snapshotter.format.digest import from_text, to_text
+from snapshotter.format.digest import Digest, from_text, to_text
 from snapshotter.registry import reference as references
 from snapshotter.registry.base import BlobSource
 from snapshotter.registry.registries import Registries
@@ -33,13 +33,17 @@ class LayerSource:
     """The packs that hold a layer's chunks, and where the packs are, best first.
 
     `images`: references whose repositories have them. `layer` is the diff ID as text, by which reports name it. `namespaces`:
-    those of containerd whose content store has some of the packs.
+    those of containerd whose content store has some of the packs. `profile` is the pack, one of `packs`, to be fetched at once;
+    `start` a file of a start that was recorded on this node (`recorder`), whose chunks are; `record` one to record reads in.
     """
 
     packs: tuple[PackPlace, ...]
     images: tuple[str, ...]
     layer: str = ""
     namespaces: tuple[str, ...] = ()
+    profile: Digest | None = None
+    start: str | None = None
+    record: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for a worker."""
@@ -48,6 +52,9 @@ class LayerSource:
             "images": list(self.images),
             "layer": self.layer,
             "namespaces": list(self.namespaces),
+            "profile": None if self.profile is None else to_text(self.profile),
+            "start": self.start,
+            "record": self.record,
         }
 
     @classmethod
@@ -61,7 +68,16 @@ class LayerSource:
             packs = tuple(PackPlace(from_text(text), int(offset), int(length)) for text, offset, length in value["packs"])
             images = tuple(str(image) for image in value["images"])
             namespaces = tuple(str(namespace) for namespace in value.get("namespaces", ()))
-            return cls(packs, images, str(value.get("layer", "")), namespaces)
+            profile, start, record = (value.get(key) for key in ("profile", "start", "record"))
+            return cls(
+                packs,
+                images,
+                str(value.get("layer", "")),
+                namespaces,
+                None if profile is None else from_text(str(profile)),
+                None if start is None else str(start),
+                None if record is None else str(record),
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidError(f"not the source of a layer: {error!r}") from None
 

@@ -15,6 +15,8 @@ from snapshotter import __version__
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.directory import VerityOf
+from snapshotter.chunkstore.prefetch import Start
+from snapshotter.chunkstore.recorder import Recorded
 from snapshotter.daemon import logs
 from snapshotter.daemon.config import Config, load
 from snapshotter.daemon.keychain import DaemonKeychain
@@ -79,7 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def make_store(described: Mapping[str, Any], verity_of: VerityOf) -> ChunkStore:
         source = LayerSource.from_json(described)
-        return node.chain(source.packs, reach.sources.open(source), source.layer, verity_of)
+        stores = reach.sources.open(source)
+        if source.profile is not None or source.start is not None:
+            recorded = None if source.start is None else Path(source.start)
+            node.bring(source.packs, stores, Start(source.layer, source.profile, recorded))
+        chain = node.chain(source.packs, stores, source.layer, verity_of)
+        return chain if source.record is None else Recorded(chain, Path(source.record))
 
     try:
         return worker.main(make_store, arguments, node.report)

@@ -23,6 +23,7 @@ DIFF_ID = PREFIX + "diff-id"
 VERITY = PREFIX + "verity"
 PACKS = PREFIX + "packs"
 SOURCE = PREFIX + "source"
+PROFILE = PREFIX + "profile"
 PACK = PREFIX + "pack"
 TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 """The key under which containers/storage (podman from 5.1 on) asks an additional layer store; its value is the diff ID."""
@@ -56,7 +57,8 @@ class MetadataLayer:
     """What the annotations of a metadata layer say.
 
     `metadata` is the digest of the stored (zstd) blob, `diff_id` that of the uncompressed message, `verity` the message's
-    fs-verity digest, `source` the reference under which the image was pushed: a hint.
+    fs-verity digest, `source` the reference under which the image was pushed: a hint. `profile` is the pack, one of `packs`,
+    that holds what a start reads, to be fetched at once.
     """
 
     metadata: Digest
@@ -64,6 +66,7 @@ class MetadataLayer:
     verity: bytes
     packs: tuple[PackPlace, ...]
     source: str | None = None
+    profile: Digest | None = None
 
     def annotations(self) -> dict[str, str]:
         """The annotations that say this.
@@ -81,6 +84,8 @@ class MetadataLayer:
         }
         if self.source is not None:
             values[SOURCE] = self.source
+        if self.profile is not None:
+            values[PROFILE] = to_text(self.profile)
         for key, value in values.items():
             if len(key) + len(value.encode()) > LABEL_MAX:
                 raise InvalidError(f"annotation {key} would take {len(value)} bytes; containerd takes {LABEL_MAX} with the key")
@@ -114,12 +119,17 @@ def parse(labels: Mapping[str, str]) -> MetadataLayer | PackLayer | None:
     verity = labels[VERITY]
     if not re.fullmatch(r"[0-9a-f]{64}", verity):
         raise InvalidError(f"label {VERITY} is not 64 lower-case hexadecimal digits: {verity[:100]!r}")
+    packs = tuple(_packs(labels[PACKS]))
+    profile = from_text(labels[PROFILE]) if PROFILE in labels else None
+    if profile is not None and all(place.pack != profile for place in packs):
+        raise InvalidError(f"label {PROFILE} names a pack that {PACKS} does not name")
     return MetadataLayer(
         metadata=from_text(labels[METADATA]),
         diff_id=from_text(labels[DIFF_ID]),
         verity=bytes.fromhex(verity),
-        packs=tuple(_packs(labels[PACKS])),
+        packs=packs,
         source=labels.get(SOURCE),
+        profile=profile,
     )
 
 

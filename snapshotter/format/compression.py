@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Sequence
 
 import zstandard
 
@@ -38,6 +39,12 @@ class Codec(enum.IntEnum):
 
     RAW = 0
     ZSTD = 1
+    GROUP = 2
+    """One frame around several chunks (`encode_group`)."""
+
+
+GROUP_RAW_MAX = 16 << 20
+"""Most raw bytes of a group."""
 
 
 class ChunkEncoder:
@@ -65,13 +72,29 @@ def decode_chunk(codec: Codec, stored: bytes, raw_length: int) -> bytes:
     """The chunk that `stored` encodes.
 
     Raises:
-        CorruptError: `stored` does not decode to exactly `raw_length` bytes.
+        CorruptError: `stored` does not decode to exactly `raw_length` bytes, or is a group.
     """
+    if codec is Codec.GROUP:
+        raise CorruptError("it is stored in a group, not alone")
     if codec is Codec.RAW:
         if len(stored) != raw_length:
             raise CorruptError(f"stored raw with {len(stored)} bytes instead of {raw_length}")
         return stored
     return _decompress_exactly(stored, raw_length)
+
+
+def encode_group(chunks: Sequence[bytes], level: int) -> bytes:
+    """Several chunks, one after another, as one zstd frame."""
+    return compress(b"".join(chunks), level)
+
+
+def decode_group(stored: bytes) -> bytes:
+    """The raw bytes of a group, out of which its chunks are cut.
+
+    Raises:
+        CorruptError: it does not decode, or to more than `GROUP_RAW_MAX` bytes.
+    """
+    return decompress(stored, GROUP_RAW_MAX)
 
 
 def compress(data: bytes, level: int = DEFAULT_LEVEL) -> bytes:

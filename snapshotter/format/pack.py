@@ -24,7 +24,7 @@ from operator import attrgetter
 
 from snapshotter.errors import CorruptError
 from snapshotter.format import packindex
-from snapshotter.format.compression import Codec, compress, decompress
+from snapshotter.format.compression import GROUP_RAW_MAX, Codec, compress, decompress
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import CHUNK_MAX
 
@@ -37,19 +37,26 @@ HEADER = _MAGIC
 """The first bytes of every pack; chunks come behind it."""
 FOOTER_SIZE = _FOOTER.size
 
+GROUP_STORED_MAX = GROUP_RAW_MAX + (1 << 16)
+"""Largest stored group: what zstd makes of incompressible bytes is a little longer than they are."""
+
 INDEX_RAW_MAX = 256 << 20
 """Largest index in bytes, uncompressed: about five million chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackEntry:
-    """One chunk of a pack: its name, its raw length, and where its encoded bytes lie (all in bytes)."""
+    """One chunk of a pack: its name, its raw length, and where its encoded bytes lie (all in bytes).
+
+    Of a chunk in a group, `offset` and `stored_length` are the group's, and `within` is where it begins in the raw group.
+    """
 
     digest: Digest
     raw_length: int
     offset: int
     stored_length: int
     codec: Codec
+    within: int = 0
 
 
 class _Digests(Sequence[bytes]):
@@ -95,6 +102,11 @@ class PackIndex:
             return self._entry(row)
         return None
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether chunks are stored in groups: such a pack is for whoever wants all of it."""
+        return bool(self._columns.within)
+
     def __len__(self) -> int:
         return len(self._digests)
 
@@ -109,6 +121,7 @@ class PackIndex:
             columns.offsets[row],
             columns.stored_lengths[row],
             Codec(columns.codecs[row]),
+            columns.within[row] if columns.within else 0,
         )
 
 
@@ -124,6 +137,7 @@ def trailer(entries: Iterable[PackEntry], index_offset: int) -> tuple[bytes, int
         offsets=array("Q", (row.offset for row in rows)),
         stored_lengths=array("I", (row.stored_length for row in rows)),
         codecs=array("B", (row.codec for row in rows)),
+        within=array("I", (row.within for row in rows) if any(row.codec is Codec.GROUP for row in rows) else ()),
     )
     index = compress(packindex.encode(columns))
     return index + _FOOTER.pack(_MAGIC, VERSION, len(index), index_offset), len(index)
@@ -161,8 +175,13 @@ def _check(columns: packindex.PackColumns, index_offset: int) -> None:
         raise CorruptError("pack index: its rows are not in the order of their digests")
     if not set(columns.codecs) <= {int(known) for known in Codec}:
         raise CorruptError(f"pack index: it uses codec {max(columns.codecs)}, which this program does not read")
-    for raw, stored, offset in zip(columns.raw_lengths, columns.stored_lengths, columns.offsets, strict=True):
-        if not 0 < stored <= raw <= CHUNK_MAX:
+    rows = zip(columns.raw_lengths, columns.stored_lengths, columns.offsets, columns.codecs, strict=True)
+    for row, (raw, stored, offset, codec) in enumerate(rows):
+        if codec == Codec.GROUP:
+            within = columns.within[row] if columns.within else GROUP_RAW_MAX
+            if not (raw > 0 and within + raw <= GROUP_RAW_MAX and 0 < stored <= GROUP_STORED_MAX):
+                raise CorruptError(f"pack index: a chunk at {within}+{raw} of a group stored in {stored} bytes")
+        elif not 0 < stored <= raw <= CHUNK_MAX:
             raise CorruptError(f"pack index: a chunk of {raw} bytes stored in {stored} (at most {CHUNK_MAX} are accepted)")
         if offset < len(HEADER) or offset + stored > index_offset:
             raise CorruptError("pack index: a chunk lies outside the pack's chunks")

@@ -40,6 +40,8 @@ class PackColumns:
     offsets: Sequence[int]
     stored_lengths: Sequence[int]
     codecs: Sequence[int]
+    within: Sequence[int] = ()
+    """Empty where there are no groups."""
 
 
 VERSION = 1
@@ -49,7 +51,8 @@ VERSION = 1
 def encode(columns: PackColumns) -> bytes:
     """The index as a message, laid out like every other message of ours."""
     count = len(columns.raw_lengths)
-    message = MessageBuilder(1, 5)
+    # Without groups the message is that of the schema before it knew them: a pack of single chunks stays as it was.
+    message = MessageBuilder(1, 6 if columns.within else 5)
     root = message.root
     root.u32(0, VERSION)
     root.u32(4, count)
@@ -58,6 +61,8 @@ def encode(columns: PackColumns) -> bytes:
     root.numbers(2, columns.offsets, "Q")
     root.numbers(3, columns.stored_lengths, "I")
     root.numbers(4, columns.codecs, "B")
+    if columns.within:
+        root.numbers(5, columns.within, "I")
     return message.to_bytes()
 
 
@@ -74,11 +79,11 @@ def decode(message: bytes) -> PackColumns:
                 raise CorruptError(f"pack index version {root.version} is not readable by this program (it reads {VERSION})")
             count = root.count
             lists = (root.rawLengths, root.offsets, root.storedLengths, root.codecs)
-            if count * 32 > len(message) or any(len(values) != count for values in lists):
+            if count * 32 > len(message) or any(len(values) != count for values in lists) or len(root.within) not in (0, count):
                 raise CorruptError(
                     f"pack index: {count} rows in a message of {len(message)} bytes, or columns that differ in length"
                 )
             raw, offsets, stored, codecs = (array(code, values) for code, values in zip("IQIB", lists, strict=True))
-            return PackColumns(root.digests, raw, offsets, stored, codecs)
+            return PackColumns(root.digests, raw, offsets, stored, codecs, array("I", root.within))
     except (capnp.KjException, ValueError, OverflowError) as error:
         raise CorruptError(f"malformed pack index: {str(error).splitlines()[0][:200]}") from None

@@ -82,21 +82,33 @@ def unmount(mountpoint: Path) -> None:
         raise _failure(number, f"unmounting {mountpoint}")
 
 
-def raise_read_ahead(mountpoint: Path) -> bool:
-    """Set the read-ahead of the mount to the largest read. False, and a line in the log, where /sys does not let us.
+PAGE = 4096
+"""Least that the kernel can be told to read ahead, in bytes."""
 
-    The kernel's default of 128 KiB makes eight requests out of each MiB that is read in order. Set through the mount's backing
-    device (Documentation/ABI/testing/sysfs-class-bdi), since INIT can only lower it.
+
+def set_read_ahead(mountpoint: Path, size: int) -> bool:
+    """Have the kernel read `size` bytes ahead in files of the mount that are opened from now on; whether it could be told.
+
+    It is a property of the mount's backing device (Documentation/ABI/testing/sysfs-class-bdi), which a file takes over when it
+    is opened (``file_ra_state_init``).
     """
     info = find(mountpoint)
     if info is None:
         return False
     try:
-        Path(f"/sys/class/bdi/{info.device}/read_ahead_kb").write_text(str(READ_MAX // 1024))
+        Path(f"/sys/class/bdi/{info.device}/read_ahead_kb").write_text(str(max(size, PAGE) // 1024))
     except OSError as error:
-        _log.warning("read-ahead of %s stays at the kernel's default: %s", mountpoint, error)
+        _log.warning("read-ahead of %s stays as it is: %s", mountpoint, error)
         return False
     return True
+
+
+def raise_read_ahead(mountpoint: Path) -> bool:
+    """Set the read-ahead of the mount to the largest read. False, and a line in the log, where /sys does not let us.
+
+    The kernel's default of 128 KiB makes eight requests out of each MiB that is read in order. INIT can only lower it.
+    """
+    return set_read_ahead(mountpoint, READ_MAX)
 
 
 def mounts() -> Iterator[MountInfo]:

@@ -24,6 +24,7 @@ from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.registry import layoutindex
 from snapshotter.registry.base import LOCAL_MANIFEST_MAX, MANIFEST_MAX, Descriptor
 from snapshotter.registry.documents import canonical_json, manifest_type, parse_object
+from snapshotter.registry.uncommitted import Uncommitted
 from snapshotter.registry.verified import Checker, verified
 
 _BLOCK = 1 << 20
@@ -229,14 +230,19 @@ class _Directory:
 
 
 class LayoutStore(LayoutReader):
-    """The layout in the directory `root`, made by the first thing that is put into it. Holds nothing open."""
+    """The layout in the directory `root`, made by the first thing that is put into it.
 
-    def __init__(self, root: Path, *, durable: bool = True, name: str | None = None) -> None:
+    With `undo`, closing it takes back what was put since the last tag was (`uncommitted`), so that a writer that fails leaves
+    nothing; without, it holds nothing open.
+    """
+
+    def __init__(self, root: Path, *, durable: bool = True, undo: bool = False, name: str | None = None) -> None:
         """`durable` False leaves out every fsync, for layouts that do not outlive the process; `name` is for messages."""
         called = name or f"oci:{root}"
         self.root = root
         self._directory = _Directory(root, called)
         self._durable = durable
+        self._uncommitted = Uncommitted(self._directory.blobs, undo=undo)
         super().__init__(called, self._directory)
 
     def blob_path(self, digest: Digest) -> Path:
@@ -246,11 +252,12 @@ class LayoutStore(LayoutReader):
     def put_blob(self, blob: Descriptor, data: BinaryIO) -> bool:
         """See `ImageStore`. The blob's bytes are on the disk when this returns, its name when a tag is put."""
         with self._writing(f"blob {to_text(blob.digest)}"):
+            self._prepare()
             if self._holds(blob):
                 return False
-            self._prepare()
             checker = Checker(blob, "its source")
-            with self._publish(self._directory.path(blob.digest)) as file:
+            path = self._directory.path(blob.digest)
+            with self._publish(path) as file:
                 if blob.size == 0:
                     checker.update(b"")
                 while piece := _read(data, _BLOCK):
@@ -258,6 +265,7 @@ class LayoutStore(LayoutReader):
                     file.write(piece)
                 if checker.left:
                     raise checker.error(f"it ends {checker.left} bytes before the size in its descriptor")
+            self._uncommitted.added(path)
         return True
 
     def put_manifest(self, manifest: Descriptor, data: bytes, tag: str | None) -> None:
@@ -272,8 +280,10 @@ class LayoutStore(LayoutReader):
         with self._writing(what):
             self._prepare()
             if not self._holds(manifest):
-                with self._publish(self._directory.path(manifest.digest)) as file:
+                path = self._directory.path(manifest.digest)
+                with self._publish(path) as file:
                     file.write(data)
+                self._uncommitted.added(path)
             if tag is None:
                 return
             self._sync(self._directory.blobs)
@@ -282,6 +292,11 @@ class LayoutStore(LayoutReader):
                 with self._publish(self.root / "index.json") as file:
                     file.write(canonical_json(index))
                 self._sync(self.root)
+            self._uncommitted.committed()
+
+    def close(self) -> None:
+        """See `ImageStore`."""
+        self._uncommitted.end()
 
     def _holds(self, blob: Descriptor) -> bool:
         extent = self._files.blob(blob.digest)
@@ -293,7 +308,10 @@ class LayoutStore(LayoutReader):
     def _prepare(self) -> None:
         layout, index, blobs = self.root / "oci-layout", self.root / "index.json", self._directory.blobs
         if layout.exists() and index.exists() and blobs.is_dir():
+            self._uncommitted.claim()
             return
+        if not self.root.exists():
+            self._uncommitted.made(self.root)
         self.root.mkdir(parents=True, exist_ok=True)
         with self._locked():
             if not layout.exists() and any(self.root.iterdir()):
@@ -302,9 +320,12 @@ class LayoutStore(LayoutReader):
                 if not path.exists():
                     with self._publish(path) as file:
                         file.write(content)
+                    self._uncommitted.made(path)
+            self._uncommitted.made(*(path for path in (blobs.parent, blobs) if not path.exists()))
             blobs.mkdir(parents=True, exist_ok=True)
             self._sync(blobs.parent)
             self._sync(self.root.parent)
+        self._uncommitted.claim()
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:

@@ -136,7 +136,8 @@ def open_source(location: Location, registries: Registries) -> Opened:
 
 
 def open_destination(location: Location, registries: Registries) -> Opened:
-    """The place where an image is to be put, and its tag there. An archive is a new one, and is written when it is closed.
+    """The place where an image is to be put, and its tag there. An archive is a new one, and is written when it is closed; of a
+    layout, closing it takes back what was put if the tag was not.
 
     Raises:
         InvalidError: nothing can be put there: a digest instead of a tag, no tag for a layout, no directory for an archive.
@@ -149,7 +150,7 @@ def open_destination(location: Location, registries: Registries) -> Opened:
         if location.tag is None:
             raise InvalidError(f"{location}: name the tag that the image shall have (oci:DIR:TAG)")
         layoutindex.check_tag(location.tag, str(location))
-        return Opened(LayoutStore(location.directory), location.tag)
+        return Opened(LayoutStore(location.directory, undo=True), location.tag)
     tag = location.tag or DEFAULT_TAG
     layoutindex.check_tag(tag, str(location))
     return Opened(ArchiveWriter(location.file), tag)

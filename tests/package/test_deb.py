@@ -82,7 +82,8 @@ def test_completions(debian: Chroot) -> None:
 
 
 def test_installed_again_removed_and_purged(debian: Chroot) -> None:
-    """A changed configuration survives an installation; removal keeps it and the state; a purge leaves nothing.
+    """A changed configuration survives an installation; removal keeps it and the state; a purge leaves nothing, and neither
+    takes anything from under a container.
 
     The last test of this module: the package is gone after it.
     """
@@ -91,10 +92,21 @@ def test_installed_again_removed_and_purged(debian: Chroot) -> None:
     assert debian.shell(f"cat {CONFIG}") == 'log_level = "debug"\n'
     assert debian.shell("systemctl is-enabled puzzlefs-snapshotter.service") == "enabled\n"
 
+    # layers that a container stands on, and that none does any more
+    layers = "/var/lib/puzzlefs/l/1 /var/lib/puzzlefs/l/2"
+    debian.shell(f"mkdir -p {layers}; for layer in {layers}; do mount -t tmpfs layer $layer; done")
+    debian.shell("mount -t overlay -o lowerdir=/var/lib/puzzlefs/l/1:/var/lib/puzzlefs/l/2 overlay /mnt")
+    assert "its mounts are left to them" in debian.shell("dpkg -r puzzlefs-snapshotter")
+    assert "is in use; it is left there" in debian.shell("dpkg -P puzzlefs-snapshotter")
+    debian.shell(f"umount /mnt; mountpoint -q /var/lib/puzzlefs/l/1; {INSTALL}; echo 'log_level = \"debug\"' >{CONFIG}")
     debian.shell("dpkg -r puzzlefs-snapshotter")
+    assert debian.shell("grep /var/lib/puzzlefs /proc/mounts || true") == ""
     assert debian.shell("ls /usr/lib/puzzlefs /usr/bin/puzzlefs 2>/dev/null || true") == ""
     assert debian.shell(f"cat {CONFIG}; ls -d /var/lib/puzzlefs/s") == 'log_level = "debug"\n/var/lib/puzzlefs/s\n'
 
     debian.shell("dpkg -P puzzlefs-snapshotter")
     assert debian.shell(f"{FILES} | diff /tmp/before - || true") == ""
-    assert debian.shell("find / -xdev -name '*puzzlefs*' -not -path '/tmp/*' -not -path '/run/*'") == ""
+    assert (
+        debian.shell("find / -xdev -name '*puzzlefs*' -not -path '/tmp/*' -not -path '/run/*' -not -path '/var/cache/man/*'")
+        == ""
+    )

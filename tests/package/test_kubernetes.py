@@ -37,10 +37,11 @@ class FakeNode:
         for name in ("bin", "dev", "etc/containerd", "proc", "tmp", "usr/bin", "var/lib"):
             (root / name).mkdir(parents=True)
         shutil.copy(tools.find("busybox"), root / "bin/busybox")
-        for applet in ("sh", "grep", "env", "cat", "chmod", "seq", "sleep", "stat", "kill"):
+        for applet in ("sh", "awk", "env", "cat", "chmod", "seq", "sleep", "stat", "kill"):
             (root / "bin" / applet).symlink_to("busybox")
         (root / "proc/mounts").touch()
         self.program("systemctl", 'echo "systemctl $*" >>/log')
+        self.program("umount", 'echo "umount $*" >>/log')
         self.program("ctr", 'echo "ctr $*" >>/log')
         self.program("containerd", f"echo containerd github.com/containerd/containerd v{containerd} 1234")
         self.config = root / CONFIG[1:]
@@ -158,11 +159,13 @@ def test_installed_and_taken_off(node: FakeNode) -> None:
     link.unlink()
     link.write_text("#!/bin/sh\necho k8s.io registry.example/app:1\n")
     link.chmod(0o755)
+    (node.root / "proc/mounts").write_text("puzzlefs /var/lib/puzzlefs/l/1 fuse.puzzlefs ro 0 0\nproc /proc proc rw 0 0\n")
     assert node.run("uninstall").returncode == 0
     assert node.log() == [
         "ctr --namespace k8s.io images rm --sync registry.example/app:1",
         "systemctl restart containerd",
         "systemctl disable --now puzzlefs-snapshotter.service",
+        "umount -l /var/lib/puzzlefs/l/1",
         "systemctl daemon-reload",
     ]
     assert not unit.exists()
@@ -235,6 +238,16 @@ def test_what_it_does_not_do(tmp_path: Path, containerd: str, config: str | None
     assert done.returncode == 1
     assert said in done.stderr
     assert "systemctl restart containerd" not in node.log()
+
+
+def test_a_node_that_cannot_be_looked_at_is_left_alone(node: FakeNode) -> None:
+    assert node.run("install").returncode == 0
+    (node.root / "bin/awk").unlink()
+    node.log()
+    done = node.run("uninstall")
+    assert done.returncode == 1
+    assert "nothing was changed" in done.stderr
+    assert node.log() == []
 
 
 def test_a_main_configuration_that_needs_the_snapshotter_stays(node: FakeNode) -> None:

@@ -13,7 +13,7 @@ from tests.support.processes import run
 from tests.support.snapshotter import program, puzzlefs
 from tests.system.conftest import Node, Published, Server
 
-USAGE, NOT_FOUND, UNAVAILABLE, CORRUPT = 2, 3, 4, 5
+USAGE, NOT_FOUND, UNAVAILABLE, CORRUPT, STATE = 2, 3, 4, 5, 7
 CANNOT_START = 1
 """The daemon's only other status."""
 
@@ -93,7 +93,7 @@ def test_convert_of_a_corrupt_layer(image: Image, tmp_path: Path) -> None:
     code, line = _complaint_after_steps(puzzlefs("convert", image.reference, f"oci:{tmp_path}/out:v1", check=False))
     assert code == CORRUPT, line
     assert largest.name[:12] in line
-    assert not (tmp_path / "out/index.json").exists() or "v1" not in (tmp_path / "out/index.json").read_text()
+    assert not (tmp_path / "out").exists()
 
 
 def test_convert_of_a_tar_that_is_none(tmp_path: Path) -> None:
@@ -101,7 +101,18 @@ def test_convert_of_a_tar_that_is_none(tmp_path: Path) -> None:
     image = write_image(tmp_path / "bad", "v1", [samples.noise(5000, 1)])
     code, line = _complaint_after_steps(puzzlefs("convert", image.reference, f"oci:{tmp_path}/out:v1", check=False))
     assert code == CORRUPT, line
-    assert not (tmp_path / "out/index.json").exists() or "v1" not in (tmp_path / "out/index.json").read_text()
+    assert not (tmp_path / "out").exists()
+
+
+def test_build_of_a_tree_that_cannot_be_read(tmp_path: Path) -> None:
+    """A layout that was there is as it was: what was stored before the failure is gone."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(samples.noise(300_000, 1))
+    puzzlefs("build", tmp_path / "tree", f"{tmp_path}/out:v1")
+    before = sorted(tmp_path.rglob("*"))
+    code, line = _complaint(puzzlefs("build", "/proc/sys/kernel/random", f"{tmp_path}/out:v2", check=False))
+    assert (code, "changed while it was read, or is no ordinary file" in line) == (STATE, True), line
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def _complaint_after_steps(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def ext4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An ext4 of its own."""
-    with filesystem("ext4", tmp_path_factory.mktemp("fs")) as mountpoint:
+    with filesystem("ext4", tmp_path_factory.mktemp("fs"), size=8 << 30) as mountpoint:
         yield mountpoint
 
 
@@ -44,9 +44,9 @@ def golden_tree(ext4: Path) -> Callable[[str, int], Path]:
 
 
 @pytest.fixture(scope="session")
-def debian_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def debian_root(ext4: Path) -> Path:
     """The root file system of the image that the demonstration uses."""
     image = debian.image()
-    bundle = tmp_path_factory.mktemp("debian") / "bundle"
+    bundle = ext4 / "debian"
     run("umoci", "unpack", "--image", f"{image.layout}:{image.tag}", bundle, timeout=600)
     return bundle / "rootfs"

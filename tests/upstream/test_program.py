@@ -126,11 +126,6 @@ def test_any_tree_over_any_other(ext4: Path, steps: list[list[Item]]) -> None:
                 return
 
 
-def test_a_large_root(debian_root: Path, tmp_path: Path) -> None:
-    """Debian with NumPy: some 15,000 inodes, 300 MB."""
-    assert_same_build(debian_root, tmp_path / "theirs", tmp_path / "ours", "v")
-
-
 # Each other's images.
 
 

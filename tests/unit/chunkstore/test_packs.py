@@ -184,7 +184,7 @@ class TestFailures:
             store.get(refs(CHUNKS[:2]))
         if isinstance(caught.value, SourceUnavailableError):
             assert caught.value.retryable is retryable
-        assert store._flying == {}
+        assert store._flying.futures == {}
 
     def test_a_short_answer_is_corrupt(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(setup.reader, "read_range", lambda digest, offset, length: b"short")
@@ -217,4 +217,4 @@ def test_many_readers_of_overlapping_parts_move_every_byte_once(setup: Setup) ->
     # Wanted chunks are kept by single-flight above, which is not here: only what overlaps in time is shared.
     assert at_once(gets) == [CHUNKS[at : at + 10] for at in range(0, 30, 5)]
     setup.settle()
-    assert store._flying == {}
+    assert store._flying.futures == {}

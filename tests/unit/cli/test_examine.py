@@ -11,8 +11,10 @@ from click.testing import CliRunner
 from snapshotter.build.image import Options
 from snapshotter.build.layout import build_layout
 from snapshotter.build.push import push
+from snapshotter.chunkstore.directory import ChunkDirectory
 from snapshotter.cli.examine import diff, inspect, verify
-from snapshotter.errors import CorruptError
+from snapshotter.errors import CorruptError, NotFoundError
+from snapshotter.format.digest import sha256
 from snapshotter.registry.layout import LayoutStore
 from tests.support.samples import noise
 
@@ -73,3 +75,19 @@ def test_diff(images: Path) -> None:
     assert [file["path"] for file in said["files"]] == ["/new\n2"]
     assert said["files"][0]["new"] == said["raw_bytes"] == 40_000
     assert said["total"] > said["chunk_bytes"] >= 40_000
+
+
+def test_verify_cache(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'root = "{tmp_path}/root"\n')
+    assert isinstance(CliRunner().invoke(verify, ["cache", "--config", str(config)]).exception, NotFoundError)
+    directory = ChunkDirectory(tmp_path / "root")
+    directory.store(sha256(b"right"), b"right")
+    done = CliRunner().invoke(verify, ["cache", "--config", str(config)], catch_exceptions=False)
+    assert "1 chunks" in done.output
+    Path(directory.file(sha256(b"right"))).write_bytes(b"wrong")
+    done = CliRunner().invoke(verify, ["cache", "--config", str(config), "--json"])
+    assert isinstance(done.exception, CorruptError)
+    said = json.loads(done.stdout)
+    assert (said["chunks"], said["errors"]) == (1, 1)
+    assert sha256(b"right").hex() in said["problems"][0]
