@@ -17,7 +17,7 @@ from snapshotter.build.reuse import read_json
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnsupportedError
 from snapshotter.format.annotations import MEDIA_TYPE_PACK, MetadataLayer, PackPlace
 from snapshotter.format.annotations import parse as puzzlefs_layer
-from snapshotter.format.compression import decode_seekable, decompress
+from snapshotter.format.compression import Codec, decode_seekable, decompress
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.model import CHUNK_MAX, FileChunk, Inode, Kind
 from snapshotter.format.pack import PackIndex
@@ -202,7 +202,8 @@ def chunk_facts(content: ImageContent) -> dict[Digest, ChunkFacts]:
     """
     facts: dict[Digest, ChunkFacts] = {}
     for layer in content.layers:
-        indexes = [content.packs[place.pack] for place in layer.described.packs] if layer.described is not None else []
+        places = layer.described.packs if layer.described is not None else ()
+        indexes = [_Pack(place.pack, content.packs[place.pack][1]) for place in places]
         for inode in layer.rootfs.inodes():
             for chunk in inode.chunks:
                 if chunk.digest in facts:
@@ -210,17 +211,31 @@ def chunk_facts(content: ImageContent) -> dict[Digest, ChunkFacts]:
                 if layer.described is None:
                     found = _local_chunk(content.store, chunk)
                 else:
-                    found = next(
-                        (
-                            ChunkFacts(chunk.digest, entry.raw_length, entry.stored_length, place.pack)
-                            for place, index in indexes
-                            if (entry := index.find(chunk.digest)) is not None
-                        ),
-                        None,
-                    )
+                    found = next((fact for pack in indexes if (fact := pack.find(chunk.digest)) is not None), None)
                 if found is not None:
                     facts[chunk.digest] = found
     return facts
+
+
+class _Pack:
+    """What chunks take in a pack. A group's bytes are shared out to its chunks by their lengths."""
+
+    def __init__(self, digest: Digest, index: PackIndex) -> None:
+        self._digest = digest
+        self._index = index
+        self._groups: dict[int, int] = {}
+        for entry in index if index.has_groups else ():
+            if entry.codec is Codec.GROUP:
+                self._groups[entry.offset] = self._groups.get(entry.offset, 0) + entry.raw_length
+
+    def find(self, digest: Digest) -> ChunkFacts | None:
+        entry = self._index.find(digest)
+        if entry is None:
+            return None
+        stored = entry.stored_length
+        if entry.codec is Codec.GROUP:
+            stored = stored * entry.raw_length // self._groups[entry.offset]
+        return ChunkFacts(digest, entry.raw_length, stored, self._digest)
 
 
 def _local_chunk(store: ImageStore, chunk: FileChunk) -> ChunkFacts | None:

@@ -8,9 +8,9 @@ of the others; only what cannot be reached now does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
+from operator import itemgetter
 from typing import Literal
 
 from snapshotter.build.contents import LayerContent, ManifestOf, files_with, manifests, metadata_layer, pack_index
@@ -22,10 +22,10 @@ from snapshotter.build.rules import Rules, check
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format.annotations import MEDIA_TYPE_PACK, MetadataLayer, PackLayer, PackPlace
 from snapshotter.format.annotations import parse as puzzlefs_layer
-from snapshotter.format.compression import decode_chunk, decode_seekable
+from snapshotter.format.compression import Codec, decode_chunk, decode_group, decode_seekable
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.model import CHUNK_MAX
-from snapshotter.format.pack import FOOTER_SIZE, PackIndex, parse_footer
+from snapshotter.format.pack import FOOTER_SIZE, PackEntry, PackIndex, parse_footer
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore
@@ -277,23 +277,24 @@ class _Check:
 
     def _pack_chunks(self, stream: _Whole, index: PackIndex, recorded: Mapping[Digest, bytes], bad: dict[Digest, str]) -> None:
         at = 0
-        for entry in sorted(index, key=attrgetter("offset")):
-            if entry.offset < at:
-                bad[entry.digest] = "overlaps another chunk"
+        places: dict[tuple[int, int], list[PackEntry]] = {}
+        for entry in index:
+            places.setdefault((entry.offset, entry.stored_length), []).append(entry)
+        for (offset, length), entries in sorted(places.items(), key=itemgetter(0)):
+            if offset < at:
+                bad.update((entry.digest, "overlaps another chunk") for entry in entries)
                 continue
-            stream.take(entry.offset - at)
-            stored = stream.take(entry.stored_length)
-            at = entry.offset + entry.stored_length
-            try:
-                raw = decode_chunk(entry.codec, stored, entry.raw_length)
-            except CorruptError as error:
-                bad[entry.digest] = f"does not decode: {error}"
-                continue
-            self._result.chunks += 1
-            if sha256(raw) != entry.digest:
-                bad[entry.digest] = f"holds something else: its bytes have the digest {to_text(sha256(raw))}"
-            elif recorded.get(entry.digest) not in (None, verity_digest(raw)):
-                bad[entry.digest] = "has another fs-verity digest than the metadata records"
+            stream.take(offset - at)
+            stored = stream.take(length)
+            at = offset + length
+            for entry, raw in _decoded(entries, stored):
+                self._result.chunks += 1
+                if isinstance(raw, CorruptError):
+                    bad[entry.digest] = f"does not decode: {raw}"
+                elif sha256(raw) != entry.digest:
+                    bad[entry.digest] = f"holds something else: its bytes have the digest {to_text(sha256(raw))}"
+                elif recorded.get(entry.digest) not in (None, verity_digest(raw)):
+                    bad[entry.digest] = "has another fs-verity digest than the metadata records"
 
     def _reachable(self, content: LayerContent, rules: Rules, indexes: Mapping[Digest, PackIndex | None]) -> None:
         """Whether every chunk that the layer needs is in a pack that it names."""
@@ -358,6 +359,24 @@ class _Check:
         self._result.bytes += size
         self._done += size
         self._report(Progress("read", self._image.name, min(self._done, self._total), self._total))
+
+
+def _decoded(entries: Sequence[PackEntry], stored: bytes) -> Iterator[tuple[PackEntry, bytes | CorruptError]]:
+    """The raw bytes of the chunks that are stored in one place: one chunk, or a group."""
+    group: bytes | CorruptError | None = None
+    for entry in entries:
+        try:
+            if entry.codec is not Codec.GROUP:
+                yield entry, decode_chunk(entry.codec, stored, entry.raw_length)
+                continue
+            if group is None:
+                group = decode_group(stored)
+        except CorruptError as error:
+            if entry.codec is not Codec.GROUP:
+                yield entry, error
+                continue
+            group = error
+        yield entry, group if isinstance(group, CorruptError) else group[entry.within : entry.within + entry.raw_length]
 
 
 class _Whole:

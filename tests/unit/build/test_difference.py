@@ -11,8 +11,10 @@ from snapshotter.build.difference import Difference, difference
 from snapshotter.build.image import Options
 from snapshotter.build.inspection import ImageFigures, inspect
 from snapshotter.build.layout import build_layout
+from snapshotter.build.optimize import optimize
 from snapshotter.build.push import push
 from snapshotter.registry.layout import LayoutStore
+from snapshotter.registry.platforms import Platform
 from tests.support.builds import SMALL
 from tests.support.samples import noise
 
@@ -104,6 +106,17 @@ def test_figures(images: LayoutStore, tag: str) -> None:
     else:
         assert found.stored_bytes < found.unique_bytes
     assert found.download > found.stored_bytes
+
+
+def test_a_profile_is_a_copy(images: LayoutStore) -> None:
+    """Its pack is listed with what its groups take; what is fetched for files stays the same."""
+    with opened(images, manifests(images, "b")[0]) as image:
+        chunks = [entry.digest for _, index in image.packs.values() for entry in index][:9]
+    optimize(images, "b", images, "fast", chunks, platform=Platform.of_this_machine())
+    plain, fast = diff(images, "a", "b"), diff(images, "a", "fast")
+    assert (fast.chunks, fast.raw_bytes) == (plain.chunks, plain.raw_bytes)
+    assert [file.path for file in fast.files] == [file.path for file in plain.files]
+    assert [pack.chunks for pack in figures(images, "fast").packs if pack.needed_chunks == 0] == [9]
 
 
 def test_missing_chunks_are_counted(images: LayoutStore) -> None:

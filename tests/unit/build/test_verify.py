@@ -14,19 +14,30 @@ import pytest
 
 from snapshotter.build.image import Options, convert
 from snapshotter.build.layout import ROOTFS_TYPE, build_layout, publish_layout
+from snapshotter.build.optimize import optimize
 from snapshotter.build.push import push
 from snapshotter.build.upstream import build_upstream
 from snapshotter.build.verify import Verified, verify
 from snapshotter.errors import InvalidError, NotFoundError
-from snapshotter.format.annotations import DIFF_ID, MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK, PACKS, VERITY
+from snapshotter.format.annotations import (
+    DIFF_ID,
+    MEDIA_TYPE_METADATA,
+    MEDIA_TYPE_PACK,
+    PACKS,
+    VERITY,
+    MetadataLayer,
+    parse,
+)
 from snapshotter.format.codec import encode
 from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, from_text, sha256, to_text
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent
+from snapshotter.format.pack import PackIndex
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor
 from snapshotter.registry.documents import OCI_INDEX, OCI_MANIFEST
 from snapshotter.registry.layout import LayoutStore
+from snapshotter.registry.platforms import Platform
 from tests.support.builds import SMALL
 from tests.support.images import write_image
 from tests.support.samples import noise
@@ -80,6 +91,10 @@ def layer_of(store: LayoutStore, media_type: str, tag: str = "v") -> dict[str, A
     return next(layer for layer in manifest(store, tag)["layers"] if layer["mediaType"] == media_type)
 
 
+def layers_of(store: LayoutStore, tag: str, media_type: str) -> list[str]:
+    return [layer["digest"] for layer in manifest(store, tag)["layers"] if layer["mediaType"] == media_type]
+
+
 def put(store: LayoutStore, data: bytes) -> dict[str, Any]:
     store.put_blob(Descriptor("", sha256(data), len(data)), io.BytesIO(data))
     return {"digest": to_text(sha256(data)), "size": len(data)}
@@ -106,7 +121,8 @@ def flip(path: Path, at: int) -> None:
 def test_a_local_image(tree: Path, store: LayoutStore, compress: bool) -> None:
     build_layout(tree, store, "v", compress=compress, options=OPTIONS)
     build_layout(tree / "d", store, "over", base="v", compress=not compress, options=OPTIONS)
-    for tag in ("v", "over"):
+    push(store, "over", store, "pushed", options=OPTIONS)
+    for tag in ("v", "over", "pushed"):
         assert verify(store, tag).findings == []
 
 
@@ -254,6 +270,24 @@ def test_a_converted_image_with_several_layers(tmp_path: Path, store: LayoutStor
     source = write_image(tmp_path / "source", "v", [first(), second()])
     convert(LayoutStore(source.layout), "v", store, "v", options=Options(workers=2))
     assert verify(store, "v").findings == []
+
+
+def test_a_pack_with_groups(packed: LayoutStore) -> None:
+    """What a start profile is kept in: chunks that share a frame."""
+    layer = parse(layer_of(packed, MEDIA_TYPE_METADATA)["annotations"])
+    assert isinstance(layer, MetadataLayer)
+    place = layer.packs[0]
+    index = PackIndex.parse(packed.read_range(place.pack, place.index_offset, place.index_length), place.index_offset)
+    optimize(packed, "v", packed, "fast", [entry.digest for entry in index], platform=Platform.of_this_machine())
+    done = verify(packed, "fast")
+    assert (done.findings, done.chunks) == ([], 2 * len(index))
+    (pack,) = [name for name in layers_of(packed, "fast", MEDIA_TYPE_PACK) if from_text(name) != place.pack]
+    path = blob(packed, from_text(pack))
+    flip(path, 100)
+    found = problems(packed, "fast")
+    assert found[0].startswith(f"pack {pack} is corrupt")
+    assert len(found) > 1
+    assert all(f"in pack {pack}" in line for line in found[1:])
 
 
 # Rules of the tree.
