@@ -152,7 +152,7 @@ def _mounted(
         supervisor.start()
         mounts = _RecordingMounts(supervisor, work / "records")
         origins = Origins(reach.sources.content, reach.ports)
-        mounted = Layers(own.root, origins, reach.sources, mounts, node.cache.directory, node.fetch_indexes, None)
+        mounted = Layers(own.root, origins, reach.sources, mounts, node.cache.directory, node.fetch_indexes, node.indexes.trim)
         for layer in layers:
             stack.callback(mounted.release, layer.diff_id)
             mounted.ensure(replace(layer, profile=None), image, "")

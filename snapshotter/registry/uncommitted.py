@@ -18,7 +18,7 @@ class Uncommitted:
     """The files of one writer. Safe for use by several threads."""
 
     def __init__(self, blobs: Path, *, undo: bool) -> None:
-        """`blobs` is the directory that they are in, which may not exist yet. Without `undo` nothing is noted nor taken back."""
+        """`blobs` is the directory that they are in, which may not exist yet. Without `undo` nothing is taken back."""
         self._blobs = blobs
         self._undo = undo
         self._files: list[Path] = []
