@@ -17,11 +17,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshotter.daemon import supervision
+from snapshotter.daemon import inheritance, supervision
+from snapshotter.daemon.inheritance import Mount
 from snapshotter.daemon.keeping import Held
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.daemon.supervision import (
@@ -47,38 +48,19 @@ from snapshotter.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from snapshotter.mount import mounting, processes, workerproto
+from snapshotter.mount import mounting
 from snapshotter.mount.connection import Connection
 from snapshotter.mount.failures import FailureReport
-from snapshotter.mount.workerclient import KIND, WorkerClient
-from snapshotter.mount.workerproto import AddMount, Event, Gone, Hello, Ready
+from snapshotter.mount.workerclient import WorkerClient
+from snapshotter.mount.workerproto import AddMount, Event, Gone, Ready
 
 READY_TIMEOUT = 30.0
 """Seconds in which a new mount must answer the kernel's first request."""
 PING_EVERY = 5.0
 PING_TIMEOUT = 5.0
 """Seconds in which a worker must answer, all it does for its mounts notwithstanding."""
-_LAYER = "layer"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Mount:
-    """A mount: where it is, its connection, and what its worker is told, if that is known.
-
-    `claimed`: somebody has asked for it since the start. `detached`: it is taken off, and may have users still.
-    """
-
-    ident: str
-    name: str
-    mountpoint: Path
-    connection: Connection
-    add: AddMount | None
-    ready: threading.Event = field(default_factory=threading.Event)
-    refused: PuzzlefsError | None = None
-    claimed: bool = False
-    detached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +93,7 @@ class Supervisor:
         self._held = held
         self._identity = identity
         self._state = Supervision(workers)
-        self._mounts: dict[str, _Mount] = {}
+        self._mounts: dict[str, Mount] = {}
         self._clients: dict[int, WorkerClient] = {}
         self._lock = threading.RLock()
         self._events: deque[supervision.Event] = deque()
@@ -130,25 +112,16 @@ class Supervisor:
 
         Afterwards `mount` goes on with what is found, where it is the layer that is asked for; `settle` is to follow.
         """
-        found: list[tuple[WorkerClient, Hello]] = []
-        for path in processes.sockets(self._directory, KIND):
-            try:
-                found.append(WorkerClient.find(path, self._on_event, self._on_exit(len(found))))
-            except (UnavailableError, InvalidError) as error:
-                _log.info("no mount worker to go on with: %s", error)
-                processes.kill_by(path)
-                path.unlink(missing_ok=True)
-        # Asked without the lock: who reads the answer may have an event to tell first.
-        given = [[(ident, *_held_by(client, ident)) for ident in hello.mounts] for client, hello in found]
+        found = inheritance.find_workers(self._directory, self._on_event, self._on_exit)
         with self._lock:
-            for number, (client, hello) in enumerate(found):
-                self._clients[number] = client
-                current = (hello.protocol, hello.identity) == (workerproto.PROTOCOL, self._identity)
+            for number, worker in enumerate(found):
+                self._clients[number] = worker.client
+                current = worker.is_of(self._identity)
                 # What a worker of another release was told is not repeated to ours: `mount` says it anew.
-                mounts = [i for i, add, held in given[number] if held and self._adopt(i, held, add if current else None)]
+                mounts = [i for i, add, held in worker.mounts if self._adopt(i, held, add if current else None)]
                 self._step(Found(number, tuple(mounts), current))
             for ident, connection in self._held.found().items():
-                if _is_layer(connection):
+                if inheritance.is_layer(connection):
                     self._adopt(ident, connection, None)
         for thread in self._threads:
             thread.start()
@@ -270,22 +243,14 @@ class Supervisor:
             connection.close()
             return False
         self._held.hold(ident, connection)
-        try:
-            state = connection.state()
-            mount = _Mount(ident, state.label["name"], Path(state.label["mountpoint"]), connection, add)
-        except (InvalidError, KeyError) as error:
-            _log.warning("mount %s of an earlier daemon cannot be gone on with: %s", ident, error)
-            self._held.release(ident)
-            return False
-        if connection.is_gone():
+        mount = inheritance.adopted(ident, connection, add)
+        if mount is None:
             self._held.release(ident)
             return False
         self._mounts[ident] = mount
-        if add is not None and state.negotiated is not None:
-            mount.ready.set()
         return True
 
-    def _claim(self, name: str, mountpoint: Path) -> _Mount | None:
+    def _claim(self, name: str, mountpoint: Path) -> Mount | None:
         """The mount of an earlier daemon that is on `mountpoint`, if it shows this layer."""
         for mount in self._mounts.values():
             if mount.mountpoint == mountpoint and not mount.detached:
@@ -297,9 +262,9 @@ class Supervisor:
 
     # --- mounts
 
-    def _make(self, name: str, mountpoint: Path, metadata: Path, label: str, source: LayerSource) -> _Mount:
+    def _make(self, name: str, mountpoint: Path, metadata: Path, label: str, source: LayerSource) -> Mount:
         ident = f"{mountpoint.name}-{secrets.token_hex(4)}"
-        connection = Connection.open({"kind": _LAYER, "name": name, "mountpoint": str(mountpoint)})
+        connection = Connection.open(inheritance.label(name, mountpoint))
         try:
             # Mounted first: a connection that belongs to no mount yet looks to its worker like one whose mount is gone (EPERM).
             mounting.mount(connection.fuse, mountpoint, "puzzlefs")
@@ -307,14 +272,14 @@ class Supervisor:
             connection.close()
             raise
         add = AddMount(ident, str(metadata), label, store=source.to_json())
-        mount = _Mount(ident, name, mountpoint, connection, add, claimed=True)
+        mount = Mount(ident, name, mountpoint, connection, add, claimed=True)
         self._held.hold(ident, connection)
         with self._lock:
             self._mounts[ident] = mount
             self._step(Placed(ident))
         return mount
 
-    def _tell(self, mount: _Mount) -> None:
+    def _tell(self, mount: Mount) -> None:
         """Tell the worker of a mount of its source. One that has just died is followed by one that is told with the mount."""
         with self._lock:
             place = self._state.place_of(mount.ident)
@@ -325,7 +290,7 @@ class Supervisor:
         except PuzzlefsError as error:
             _log.warning("%s: its worker could not be told of a new source yet: %s", mount.name, error)
 
-    def _drop(self, mount: _Mount) -> None:
+    def _drop(self, mount: Mount) -> None:
         with self._lock:
             place = self._state.place_of(mount.ident)
             client = self._clients.get(place.number) if place is not None else None
@@ -473,19 +438,3 @@ class Supervisor:
                     if place is not None and place.phase is Phase.RUNNING:
                         self._serve(place.number, ident)
             self._last_round = time.monotonic()
-
-
-def _held_by(client: WorkerClient, ident: str) -> tuple[AddMount | None, Connection | None]:
-    try:
-        return client.held(ident)
-    except PuzzlefsError as error:
-        _log.warning("mount worker %d does not give mount %s: %s", client.pid, ident, error)
-        return None, None
-
-
-def _is_layer(connection: Connection) -> bool:
-    """Whether this is a layer's, and not one that the daemon itself serves."""
-    try:
-        return connection.state().label.get("kind") == _LAYER
-    except InvalidError:
-        return False
