@@ -82,6 +82,11 @@ class ChunkCache:
             log.warning("cannot read cached chunk %s: %s", self.directory.file(digest), error)
         return None
 
+    def at_hand(self, digest: Digest) -> bytes | None:
+        """What `peek` gives, if no disk has to be asked for it; else None."""
+        raw = self._writer.peek(digest)
+        return raw if raw is not None else self.directory.at_hand(digest)
+
     def has(self, digest: Digest) -> bool:
         """Whether the chunk is here, written or about to be."""
         return self._writer.peek(digest) is not None or self.directory.exists(digest)
@@ -139,6 +144,17 @@ class CachedStore:
     @property
     def name(self) -> str:
         return f"{self._cache.name} → {self._inner.name}"
+
+    def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """See `AtHand`."""
+        found = []
+        for ref in wanted:
+            raw = None if ref.compressed else self._cache.at_hand(ref.digest)
+            if raw is None:
+                return None
+            found.append(raw)
+        self._cache.stats.add(Count.HITS, len(found))
+        return found
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         found: dict[ChunkRef, bytes] = {}

@@ -35,6 +35,9 @@ from snapshotter.format.model import CHUNK_MAX
 VERIFIED_MAX = 32768
 """Digests that are remembered as checked: 2 GiB of average chunks, about 7 MB of memory. Checking again costs 40 µs."""
 
+AT_HAND_MAX = 256 << 10
+"""Bytes of the longest chunk that `ChunkDirectory.at_hand` gives: hashing it takes 0.15 ms."""
+
 TOUCH_INTERVAL = 600.0
 """Seconds after which a read renews a file's access time, the record that eviction goes by. It is set explicitly because
 mounts with noatime do not keep it; at this interval it costs nothing, and the order of eviction is right to ten minutes."""
@@ -127,10 +130,7 @@ class ChunkDirectory:
             if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= CHUNK_MAX:
                 raise self._drop(digest, f"is no file of 1 to {CHUNK_MAX} bytes")
             raw = self._read(digest, descriptor, status, verity_of)
-            if time.time() - status.st_atime > TOUCH_INTERVAL:
-                with contextlib.suppress(OSError):
-                    os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))
-                    self._remember(digest, _identity(os.fstat(descriptor)), sealed=digest in self._sealed)
+            self._touch(digest, descriptor, status)
             return raw
         except OSError as error:
             if error.errno == errno.EIO:
@@ -138,6 +138,35 @@ class ChunkDirectory:
             raise
         finally:
             os.close(descriptor)
+
+    def at_hand(self, digest: Digest) -> bytes | None:
+        """What `load` gives, if it asks no disk and takes less than a millisecond; else None. Never raises."""
+        try:
+            descriptor = os.open(self.file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= AT_HAND_MAX:
+                return None
+            raw = _read_from_page_cache(descriptor, status.st_size)
+            if raw is not None and self._verified.get(digest) != (identity := _identity(status)):
+                # One that has to be sealed, or is not what its name says, is the business of `load`.
+                if self._sealing is not None or sha256(raw) != digest:
+                    return None
+                self._remember(digest, identity, sealed=False)
+            self._touch(digest, descriptor, status)
+            return raw
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def _touch(self, digest: Digest, descriptor: int, status: os.stat_result) -> None:
+        if time.time() - status.st_atime > TOUCH_INTERVAL:
+            with contextlib.suppress(OSError):
+                os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))
+                self._remember(digest, _identity(os.fstat(descriptor)), sealed=digest in self._sealed)
 
     def _read(self, digest: Digest, descriptor: int, status: os.stat_result, verity_of: VerityOf | None) -> bytes:
         size = status.st_size

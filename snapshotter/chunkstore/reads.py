@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
 from snapshotter.format.digest import Digest, to_text
 
 HUNG_AFTER = 5.0
@@ -61,6 +61,12 @@ class Reads:
             self._seconds[kind] += took
             self._failed[kind] += failed
 
+    def took(self, kind: str, seconds: float) -> None:
+        """A read that did not wait was done in `seconds`."""
+        with self._lock:
+            self._counts[kind][bisect_left(BUCKETS, seconds)] += 1
+            self._seconds[kind] += seconds
+
     @property
     def busy(self) -> bool:
         """Whether anybody waits for a fetch now."""
@@ -98,10 +104,21 @@ class Observed:
         self._reads = reads
         self._kind = kind
         self._layer = layer
+        self._inner_at_hand = inner.at_hand if isinstance(inner, AtHand) else None
 
     @property
     def name(self) -> str:
         return self._inner.name
+
+    def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """See `AtHand`."""
+        if self._inner_at_hand is None:
+            return None
+        start = time.monotonic()
+        answer = self._inner_at_hand(wanted)
+        if answer is not None:
+            self._reads.took(self._kind, time.monotonic() - start)
+        return answer
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         if not wanted:

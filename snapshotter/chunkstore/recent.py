@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
 from snapshotter.format.digest import Digest
 
 RECENT_BYTES = 8 << 20
@@ -33,21 +33,6 @@ class RecentChunks:
                 self._chunks[ref] = raw
             return raw
 
-    def get_all(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
-        """All of `wanted` if all are still here. What is found counts as used only then."""
-        with self._lock:
-            chunks = self._chunks
-            found = []
-            for ref in wanted:
-                raw = chunks.get(ref)
-                if raw is None:
-                    return None
-                found.append(raw)
-            for ref, raw in zip(wanted, found, strict=True):
-                del chunks[ref]
-                chunks[ref] = raw
-            return found
-
     def put(self, ref: ChunkRef, raw: bytes) -> None:
         """Remember the chunk."""
         with self._lock:
@@ -66,6 +51,7 @@ class RecentStore:
     def __init__(self, recent: RecentChunks, inner: ChunkStore) -> None:
         self._recent = recent
         self._inner = inner
+        self._inner_at_hand = inner.at_hand if isinstance(inner, AtHand) else None
 
     @property
     def name(self) -> str:
@@ -73,7 +59,19 @@ class RecentStore:
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         """See `AtHand`."""
-        return self._recent.get_all(wanted)
+        found = [self._recent.get(ref) for ref in wanted]
+        if None not in found:
+            return [raw for raw in found if raw is not None]
+        if self._inner_at_hand is None:
+            return None
+        missing = list(dict.fromkeys(ref for ref, raw in zip(wanted, found, strict=True) if raw is None))
+        answer = self._inner_at_hand(missing)
+        if answer is None:
+            return None
+        more = dict(zip(missing, answer, strict=True))
+        for ref, raw in more.items():
+            self._recent.put(ref, raw)
+        return [more[ref] if raw is None else raw for ref, raw in zip(wanted, found, strict=True)]
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         found: dict[ChunkRef, bytes] = {}

@@ -18,6 +18,7 @@ import errno
 import os
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +35,11 @@ NEAR_THREADS = 4
 FAR_THREADS = 64
 """Reads that may wait for a network at once, over all mounts of a server: each holds 1 MiB and the chunks it comes from."""
 
+AWAKE_NS = 50_000
+"""Nanoseconds for which the loop looks out for the next request without sleeping, after one that it has answered itself: to
+wake a processor of a virtual machine takes about as long (docs/decisions/staying-awake.md)."""
+LIVELY_NS = 100_000
+"""It does so only while requests follow one another within this time: a walk through a tree, not a file now and then."""
 _INTERRUPT_INTERVAL = 0.5
 """Seconds after which callers with a signal pending are looked at again."""
 
@@ -60,6 +66,7 @@ class Server:
         self._near = Pool("near", NEAR_THREADS)
         self._far = Pool("far", FAR_THREADS)
         self._stopping = False
+        self._may_stay_awake = len(os.sched_getaffinity(0)) > 1
 
     def add(self, name: str, fd: int, session: Session, journal: Journal, *, owned: Closer | None = None) -> bool:
         """Serve the mount behind `fd`, which is the server's to close from now on, like `journal` and `owned`.
@@ -115,13 +122,23 @@ class Server:
         """The loop; returns after `stop`, when all reads under way are done."""
         poll = self._epoll.poll
         channels = self._channels
+        last = awake_until = 0
         while not self._stopping:
-            for fd, _ in poll(_INTERRUPT_INTERVAL if self._interrupted else None):
+            events = poll(0 if awake_until else _INTERRUPT_INTERVAL if self._interrupted else None)
+            if not events and awake_until:
+                if time.monotonic_ns() > awake_until:
+                    awake_until = 0
+                continue
+            at_once = False
+            for fd, _ in events:
                 channel = channels.get(fd)
                 if channel is not None:
-                    self._serve_one(channel)
+                    at_once = self._serve_one(channel)
                 elif fd == self._wake:
                     os.eventfd_read(fd)
+            now = time.monotonic_ns()
+            awake_until = now + AWAKE_NS if at_once and now - last < LIVELY_NS and self._may_stay_awake else 0
+            last = now
             if self._interrupted:
                 self._interrupt()
             while self._taken_over:
@@ -154,21 +171,22 @@ class Server:
             if self._channels.get(channel.fd) is channel:
                 self._epoll.register(channel.fd, select.EPOLLIN)
 
-    def _serve_one(self, channel: Channel) -> None:
+    def _serve_one(self, channel: Channel) -> bool:
+        """Take a request, if there is one; whether it is answered already."""
         landing = channel.journal.landing
         try:
             length = os.readv(channel.fd, [landing])
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EINTR, errno.ENOENT):  # ENOENT: interrupted before we took it
-                return
+                return False
             # ENODEV: unmounted; anything else leaves nothing to serve either.
             if self._forget(channel):
                 self._on_gone(channel.name)
-            return
-        self._handle(channel, landing[:length], None)
+            return False
+        return self._handle(channel, landing[:length], None)
 
-    def _handle(self, channel: Channel, request: memoryview, slot: int | None) -> None:
-        """Answer `request`, or have it answered. `slot`: where the journal has it already."""
+    def _handle(self, channel: Channel, request: memoryview, slot: int | None) -> bool:
+        """Answer `request`, or have it answered. `slot`: where the journal has it already. Whether it is answered already."""
         fresh = channel.session.negotiated is None
         answer = channel.session.handle(request)
         if isinstance(answer, ReadJob):
@@ -176,14 +194,14 @@ class Server:
             if at_hand is None:
                 read = channel.begin(answer, channel.journal.keep(request) if slot is None else slot)
                 self._near.submit(partial(self._read_near, read))
-                return
+                return False
             answer = at_hand
         elif isinstance(answer, Interrupt):
             waiting = channel.waiting(answer.unique)
             if waiting is not None:
                 self._interrupted.append(waiting)
                 self._interrupt()
-            return
+            return False
         if fresh and channel.session.negotiated is not None:
             # Before the answer: once the kernel has that, it never sends INIT again.
             channel.journal.agree(channel.session.negotiated)
@@ -192,6 +210,7 @@ class Server:
         channel.journal.done(slot)
         if fresh and (channel.session.negotiated is not None or channel.session.refused is not None):
             self._on_ready(channel.name, channel.session)
+        return True
 
     def _interrupt(self) -> None:
         """Answer those interrupted reads whose callers can bear it now. The kernel does not tell when a second signal comes."""

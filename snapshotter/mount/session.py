@@ -103,6 +103,9 @@ class Session:
             return None if error.unique is None else [wire.pack_header(error.unique, 0, errno.EINVAL)]
         opcode = request.opcode
         try:
+            if opcode == Opcode.GETXATTR and not self.tree.may_have_xattrs(request.nodeid):
+                # overlayfs asks this of every file that it looks up (ovl_check_metacopy_xattr).
+                return [wire.pack_header(request.unique, 0, errno.ENODATA)]
             if opcode == Opcode.READ:
                 offset, size = wire.parse_read(request)
                 return ReadJob(request.unique, request.nodeid, offset, size, request.pid)
@@ -214,11 +217,9 @@ class Session:
         return wire.pack_statfs_out(*self.tree.statfs())
 
     def _getxattr(self, request: Request) -> bytes:
-        # Never ENOSYS, which the kernel would remember: getxattr(2) would fail with EOPNOTSUPP, but containerd's differ takes
-        # only ENODATA for "no capabilities" (continuity, fs/diff_unix.go): no container on such a layer could be committed.
+        # Never ENOSYS, here and above, which the kernel would remember: getxattr(2) would fail with EOPNOTSUPP. containerd's
+        # differ takes only ENODATA for "no capabilities" (continuity, fs/diff_unix.go): no container could be committed.
         size, name = wire.parse_getxattr(request)
-        if not self.tree.may_have_xattrs(request.nodeid):
-            raise _ErrnoError(errno.ENODATA)
         value = self.tree.xattrs(request.nodeid).get(name)
         if value is None:
             raise _ErrnoError(errno.ENODATA)

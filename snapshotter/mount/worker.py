@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import gc
 import os
 import select
 import signal
@@ -288,6 +289,9 @@ def main(make_store: MakeStore, arguments: Sequence[str] | None = None, report: 
     # A Ctrl-C meant for the daemon must not take the containers' file systems along.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_INTERVAL)
+    # What is decoded and cached has no cycles: looking for some every 700 objects took a twentieth of a walk's time.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     with socket.socket(fileno=options.socket_fd) as listener:
         Worker(listener, make_store, options.identity, report).run()
     return 0

@@ -247,3 +247,15 @@ def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_kept(
     (temporary / "living").write_bytes(b"half")
     make()
     assert [path.name for path in temporary.iterdir()] == ["living"]
+
+
+def test_what_is_at_hand_is_written_or_about_to_be(make: Callable[..., ChunkCache]) -> None:
+    cache = make()
+    store = CachedStore(cache, StubStore(CHUNKS))
+    assert store.at_hand(WANTED[:1]) is None
+    store.get(WANTED[:2])
+    assert store.at_hand(WANTED[:2]) == CHUNKS[:2]
+    cache.flush()
+    assert store.at_hand(WANTED[:2]) == CHUNKS[:2]
+    assert store.at_hand(WANTED[:3]) is None
+    assert store.at_hand([ChunkRef(DIGEST, compressed=True)]) is None

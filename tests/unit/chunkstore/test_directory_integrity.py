@@ -103,7 +103,35 @@ def test_a_file_system_that_cannot_tell_is_taken_for_a_disk(tmp_path: Path, monk
         chunks.load(DIGEST)
 
 
+def test_what_is_at_hand_is_checked_like_all_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ChunkDirectory(tmp_path).store(DIGEST, RAW)
+    chunks = ChunkDirectory(tmp_path)
+    assert chunks.at_hand(DIGEST) == RAW
+    assert chunks.at_hand(sha256(b"none")) is None
+    flip(chunks.file(DIGEST))
+    assert chunks.at_hand(DIGEST) is None
+    with pytest.raises(CorruptError):
+        chunks.load(DIGEST)
+
+
+def test_what_a_disk_has_to_be_asked_for_is_not_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = ChunkDirectory(tmp_path)
+    chunks.store(DIGEST, RAW)
+    long = bytes(directory.AT_HAND_MAX + 1)
+    chunks.store(sha256(long), long)
+    assert chunks.at_hand(sha256(long)) is None
+    monkeypatch.setattr(directory, "_read_from_page_cache", lambda descriptor, size: None)
+    assert chunks.at_hand(DIGEST) is None
+
+
 # Sealed.
+
+
+def test_what_is_sealed_is_at_hand_once_the_seal_was_seen(sealed: ChunkDirectory, tmp_path: Path, kernel: FakeSealing) -> None:
+    assert sealed.at_hand(DIGEST) == RAW
+    later = ChunkDirectory(tmp_path, sealing=kernel)
+    assert later.at_hand(DIGEST) is None
+    assert later.load(DIGEST, named) == later.at_hand(DIGEST) == RAW
 
 
 def test_a_chunk_is_sealed_before_it_gets_its_name(sealed: ChunkDirectory, kernel: FakeSealing) -> None:

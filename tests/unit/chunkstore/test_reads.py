@@ -6,6 +6,7 @@ import pytest
 
 from snapshotter.chunkstore.base import ChunkMissingError, ChunkRef
 from snapshotter.chunkstore.reads import BUCKETS, HUNG_AFTER, Observed, Reads
+from snapshotter.chunkstore.recent import RecentChunks, RecentStore
 from snapshotter.format.digest import sha256, to_text
 from tests.support.chunks import StubStore, refs, some_chunks
 
@@ -80,3 +81,14 @@ def test_a_read_that_fails_is_over() -> None:
     assert report["in_flight"] == 0
     assert report["failed"] == 1
     assert sum(report["counts"]) == 2
+
+
+def test_a_read_from_memory_is_counted_and_waits_for_nothing() -> None:
+    reads = Reads()
+    store = Observed(RecentStore(RecentChunks(), StubStore(CHUNKS)), reads, "read", "layer")
+    assert store.at_hand(refs(CHUNKS)) is None
+    assert sum(reads.report()["read"]["counts"]) == 0
+    store.get(refs(CHUNKS))
+    assert store.at_hand(refs(CHUNKS)) == CHUNKS
+    assert sum(reads.report()["read"]["counts"]) == 2
+    assert Observed(StubStore(CHUNKS), reads, "read", "layer").at_hand(refs(CHUNKS)) is None

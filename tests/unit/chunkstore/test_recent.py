@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.chunkstore.recent import RecentChunks, RecentStore
 from tests.support.chunks import StubStore, refs, some_chunks
 
@@ -26,3 +29,30 @@ def test_a_chunk_larger_than_all_of_it_is_answered_but_not_held() -> None:
     store = RecentStore(RecentChunks(10), stub)
     assert store.get(WANTED[:1]) == store.get(WANTED[:1]) == CHUNKS[:1]
     assert len(stub.asked) == 2
+
+
+class Quick(StubStore):
+    """Has some chunks at hand."""
+
+    def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """All that it has, or nothing."""
+        return [self.chunks[ref.digest] for ref in wanted] if all(ref.digest in self.chunks for ref in wanted) else None
+
+
+def test_at_hand_is_what_memory_and_the_next_member_have_together() -> None:
+    inner = Quick(CHUNKS[:3])
+    store = RecentStore(RecentChunks(), inner)
+    assert store.at_hand(WANTED[:1]) == CHUNKS[:1]
+    assert store.at_hand([WANTED[1], WANTED[0], WANTED[1]]) == [CHUNKS[1], CHUNKS[0], CHUNKS[1]]
+    assert store.at_hand(WANTED[2:4]) is None
+    inner.chunks.clear()
+    assert store.at_hand(WANTED[:2]) == CHUNKS[:2]
+    assert store.at_hand(WANTED[2:3]) is None
+    assert inner.asked == []
+
+
+def test_nothing_but_memory_is_at_hand_before_a_member_that_waits() -> None:
+    store = RecentStore(RecentChunks(), StubStore(CHUNKS))
+    assert store.at_hand(WANTED[:1]) is None
+    store.get(WANTED[:1])
+    assert store.at_hand(WANTED[:1]) == CHUNKS[:1]
