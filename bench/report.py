@@ -61,7 +61,10 @@ class Table:
 class Plot(Protocol):
     """A picture of a section's figures."""
 
-    title: str
+    @property
+    def title(self) -> str:
+        """What stands above it."""
+        ...
 
     def draw(self, axes: Axes) -> None:
         """Draw into empty axes; title and legend are the report's."""

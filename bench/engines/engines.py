@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
-from bench.engines.workload import TAG, Workload
+from bench.engines.workload import Workload
 from snapshotter.daemon import worker_main
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.sources import LayerSource
@@ -20,6 +20,7 @@ from snapshotter.mount.workerclient import WorkerClient
 from snapshotter.mount.workerproto import AddMount, Event, Ready
 from tests.support.processes import CommandError, Service, run
 from tests.support.snapshotter import program
+from tests.support.upstream import PROGRAM
 
 _NOWHERE = LayerSource((), ("registry.invalid/nothing/is/fetched:1",))
 
@@ -90,15 +91,9 @@ def squashfuse(work: Workload, point: Path) -> Iterator[Mounted]:
 
 @contextlib.contextmanager
 def upstream(work: Workload, point: Path) -> Iterator[Mounted]:
-    """Upstream's program, on the same image as ours."""
-    with _served(["puzzlefs", "mount", "-f", f"{work.layout}:{TAG}", point], point) as mounted:
+    """Upstream's program (`tests.support.upstream`), on the same image as ours."""
+    with _served([PROGRAM, "mount", "-f", work.image, point], point) as mounted:
         yield mounted
-
-
-def upstream_program() -> str | None:
-    """Upstream's ``puzzlefs``, if one is installed: another program of that name than ours."""
-    found = shutil.which("puzzlefs")
-    return None if found is None or Path(found).resolve() == Path(program("puzzlefs")).resolve() else found
 
 
 @contextlib.contextmanager
