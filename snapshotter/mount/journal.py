@@ -20,6 +20,7 @@ Layout (host byte order; `LAYOUT` changes with it)::
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import mmap
@@ -175,9 +176,10 @@ class Journal:
                 self.done(slot)
 
     def close(self) -> None:
-        """Let go of the memory."""
-        self.landing.release()
-        self._map.close()
+        """Let go of the memory. What still looks at it, an error that is being reported, holds it until then."""
+        with contextlib.suppress(BufferError):
+            self.landing.release()
+            self._map.close()
 
 
 def _at(slot: int) -> int:

@@ -247,3 +247,9 @@ def test_any_bytes_are_survived(data: bytes) -> None:
     answered = SESSION.handle(memoryview(data))
     answer = None if isinstance(answered, Interrupt) else finished(SESSION, answered)
     assert answer is None or wire.OUT_HEADER.unpack_from(answer[0])[0] == sum(map(len, answer))
+
+
+def test_statx_is_refused_so_that_the_kernel_asks_for_what_there_is() -> None:
+    session, _, failures = make_session()
+    assert ask(session, Opcode.STATX, bytes(24), nodeid=2) == (errno.ENOSYS, b"")
+    assert failures == []

@@ -171,3 +171,43 @@ def test_directory_records_come_back_whole_and_in_order(names: list[bytes], plus
     assert found == [(index + 10, index + 1, 8, name) for index, name in enumerate(names[: len(found)])]
     if len(found) < len(records):
         assert len(packed) + len(records[len(found)]) > size
+
+
+def init_message(minor: int, flags: int, flags2: int | None) -> bytes:
+    """INIT as Linux builds it (fuse_send_init): from 7.36 on it has flags2 and room for more."""
+    if flags2 is None:
+        return struct.pack("<IIII", 7, minor, 131072, flags)
+    return struct.pack("<IIIII44x", 7, minor, 131072, flags, flags2)
+
+
+KERNELS = {
+    "5.4": init_message(31, 0x03FFFFFB, None),
+    "5.10": init_message(32, 0x03FFFFFB, None),
+    "5.15": init_message(34, 0x33FFFFFB, None),
+    "6.1": init_message(37, 0x73FFFFFB, 0x001),
+    "6.6": init_message(39, 0x73FFFFFB, 0x01D),
+    "6.12": init_message(41, 0x73FFFFFB, 0x1FD),
+    "6.18": bytes.fromhex("070000002d00000000000200fbffff73fd050000") + bytes(44),
+}
+"""What kernels send: the last one as it was read from /dev/fuse, the others as their fs/fuse/inode.c puts it together."""
+
+
+@pytest.mark.parametrize("kernel", sorted(KERNELS))
+def test_every_kernel_from_5_4_on_is_agreed_with(kernel: str) -> None:
+    asked = wire.parse_init(parsed(Opcode.INIT, KERNELS[kernel]))
+    agreed = wire.negotiate(asked, acls=True)
+    minor, flags = struct.unpack_from("<4xI4xI", wire.pack_init(agreed))
+    assert minor == min(asked.minor, wire.MINOR)
+    assert agreed.flags & ~asked.flags == 0
+    for needed in (InitFlag.NO_OPEN_SUPPORT, InitFlag.NO_OPENDIR_SUPPORT, InitFlag.DO_READDIRPLUS, InitFlag.MAX_PAGES):
+        assert flags & needed
+    assert agreed.can_resend == (kernel in ("6.12", "6.18"))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "minor", "flags"), [("4.19", 27, 0x00FFFFFB), ("5.1", 29, 0x01FFFFFB), ("5.3", 30, 0x03FFFFFB)]
+)
+def test_older_kernels_are_told_what_they_lack(kernel: str, minor: int, flags: int) -> None:
+    asked = wire.parse_init(parsed(Opcode.INIT, init_message(minor, flags, None)))
+    with pytest.raises(UnsupportedError, match=rf"the kernel speaks FUSE 7\.{minor}; 7\.31 is needed: use Linux 5\.4 or newer"):
+        wire.negotiate(asked, acls=False)
