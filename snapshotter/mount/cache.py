@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -45,6 +45,12 @@ class WeightedCache(Generic[K, V]):
             while self._total > self._limit and len(self._entries) > 1:
                 _, (_, dropped) = self._entries.popitem(last=False)
                 self._total -= dropped
+
+    def drop(self, belongs: Callable[[K], bool]) -> None:
+        """Forget the entries whose keys `belongs` accepts."""
+        with self._lock:
+            for key in [key for key in self._entries if belongs(key)]:
+                self._total -= self._entries.pop(key)[1]
 
     @property
     def weight(self) -> int:

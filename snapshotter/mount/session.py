@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from snapshotter.chunkstore.base import AtHand, ChunkStore
@@ -77,20 +77,6 @@ class Session:
         self._store = store
         self._at_hand = store.at_hand if isinstance(store, AtHand) else None
         self._on_failure = on_failure
-        self._handlers: dict[int, Callable[[Request], bytes]] = {
-            Opcode.LOOKUP: self._lookup,
-            Opcode.GETATTR: self._getattr,
-            Opcode.READLINK: self._readlink,
-            Opcode.READDIR: self._readdir,
-            Opcode.READDIRPLUS: self._readdirplus,
-            Opcode.GETXATTR: self._getxattr,
-            Opcode.LISTXATTR: self._listxattr,
-            Opcode.STATFS: self._statfs,
-            Opcode.INIT: self._init,
-            Opcode.DESTROY: _nothing,
-            Opcode.RELEASE: _nothing,
-            Opcode.RELEASEDIR: _nothing,
-        }
 
     def handle(self, data: memoryview) -> Buffers | ReadJob | Interrupt | None:
         """The answer to the request in `data` (all that one read of /dev/fuse gave); None where the kernel expects none.
@@ -111,12 +97,12 @@ class Session:
                 return ReadJob(request.unique, request.nodeid, offset, size, request.pid)
             if opcode in wire.NO_REPLY:
                 return Interrupt(wire.parse_interrupt(request)) if opcode == Opcode.INTERRUPT else None
-            handler = self._handlers.get(opcode)
+            handler = _HANDLERS.get(opcode)
             if handler is None:
                 # ENOSYS makes the kernel stop asking, and do what is right without a server's help: no message per open,
                 # flush and poll, SEEK_DATA from the size, ENOTTY for ioctl.
                 return [wire.pack_header(request.unique, 0, errno.EROFS if opcode in wire.WRITING else errno.ENOSYS)]
-            payload = handler(request)
+            payload = handler(self, request)
             return [wire.pack_header(request.unique, len(payload)), payload]
         except _ErrnoError as answer:
             return [wire.pack_header(request.unique, 0, answer.number)]
@@ -239,8 +225,25 @@ class _ErrnoError(Exception):
         self.number = number
 
 
-def _nothing(request: Request) -> bytes:
+def _nothing(session: Session, request: Request) -> bytes:
     return b""
+
+
+# Functions and not methods of each session: with those, a session would be in a circle, and go only when one is looked for.
+_HANDLERS: Mapping[int, Callable[[Session, Request], bytes]] = {
+    Opcode.LOOKUP: Session._lookup,
+    Opcode.GETATTR: Session._getattr,
+    Opcode.READLINK: Session._readlink,
+    Opcode.READDIR: Session._readdir,
+    Opcode.READDIRPLUS: Session._readdirplus,
+    Opcode.GETXATTR: Session._getxattr,
+    Opcode.LISTXATTR: Session._listxattr,
+    Opcode.STATFS: Session._statfs,
+    Opcode.INIT: Session._init,
+    Opcode.DESTROY: _nothing,
+    Opcode.RELEASE: _nothing,
+    Opcode.RELEASEDIR: _nothing,
+}
 
 
 def _sized(value: bytes, size: int) -> bytes:

@@ -146,7 +146,8 @@ class Tree:
         self._rootfs.survey()
 
     def close(self) -> None:
-        """Let go of the metadata. Using the tree afterwards is a programming error."""
+        """Let go of the metadata, and of what is decoded of it. Using the tree afterwards is a programming error."""
+        self._cache.drop(lambda key: key[0] == self._number)
         self._rootfs.close()
 
     def lookup(self, ino: int, name: bytes) -> int | None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import os
 import stat
+import struct
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,3 +119,85 @@ def test_a_layer_shows_whiteouts_to_overlayfs_only(engine: Engine, layers: tuple
         assert sorted(os.listdir(mount.path)) == ["file", "merged", "opaque"]
         assert not (mount.path / "hidden").exists()
         assert os.listxattr(mount.path / "opaque") == []
+
+
+_INOTIFY = struct.Struct("iIII")
+_EVENTS = {0x2: "modify", 0x4: "attrib", 0x8: "written", 0x40: "from", 0x80: "to", 0x100: "create", 0x200: "delete"}
+
+
+@contextlib.contextmanager
+def watched(directory: Path) -> Iterator[Callable[[], list[tuple[str, str]]]]:
+    """What inotify(7) says of a directory: (what, name), since it was asked last."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    assert watch >= 0
+    assert libc.inotify_add_watch(watch, os.fsencode(directory), sum(_EVENTS)) >= 0
+
+    def events() -> list[tuple[str, str]]:
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(watch, 1 << 16)
+            while data:
+                _, mask, _, length = _INOTIFY.unpack_from(data)
+                name = data[_INOTIFY.size : _INOTIFY.size + length].rstrip(b"\0").decode()
+                found += [(what, name) for bit, what in _EVENTS.items() if mask & bit]
+                data = data[_INOTIFY.size + length :]
+        return found
+
+    try:
+        yield events
+    finally:
+        os.close(watch)
+
+
+def happenings(root: Path) -> list[list[tuple[str, str]]]:
+    """What inotify says of changes in a stacked directory."""
+    found = []
+    with watched(root / "kept") as events:
+        (root / "kept" / "below").read_bytes()
+        found.append(events())
+        with open(root / "kept" / "below", "a") as file:  # copied up
+            file.write("more")
+        found.append(events())
+        (root / "kept" / "below").chmod(0o600)
+        (root / "kept" / "below").rename(root / "kept" / "renamed")
+        (root / "kept" / "new").write_text("new")
+        (root / "kept" / "renamed").unlink()
+        found.append(events())
+    return found
+
+
+def test_inotify_says_what_it_says_of_native_layers(stacked: Path, layers: tuple[Path, Path], tmp_path: Path) -> None:
+    with overlay(tmp_path / "native", list(layers)) as native:
+        expected = happenings(native)
+    assert happenings(stacked) == expected
+    assert ("written", "below") in expected[1]
+
+
+def locks(path: Path) -> list[object]:
+    """What another process gets that asks for locks on `path` while this one has one."""
+    ask = """
+import fcntl, sys
+with open(sys.argv[1], sys.argv[2]) as file:
+    for kind in (fcntl.LOCK_SH, fcntl.LOCK_EX):
+        try:
+            fcntl.lockf(file, kind | fcntl.LOCK_NB)
+            print("granted")
+        except OSError as error:
+            print(error.errno)
+"""
+    found: list[object] = []
+    for mode, kind in (("rb", fcntl.LOCK_SH), ("r+b", fcntl.LOCK_EX)):
+        with open(path, mode) as file:
+            fcntl.lockf(file, kind | fcntl.LOCK_NB)
+            for other in ("rb", "r+b"):
+                done = subprocess.run([sys.executable, "-c", ask, path, other], capture_output=True, text=True, check=True)
+                found.append((mode, other, done.stdout.split()))
+    return found
+
+
+def test_locks_are_those_of_native_layers(stacked: Path, layers: tuple[Path, Path], tmp_path: Path) -> None:
+    with overlay(tmp_path / "native", list(layers)) as native:
+        expected = locks(native / "merged" / "below")
+    assert locks(stacked / "merged" / "below") == expected
+    assert expected[-1] == ("r+b", "r+b", [str(errno.EAGAIN)] * 2)

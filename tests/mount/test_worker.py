@@ -23,7 +23,7 @@ from snapshotter.mount.journal import Journal
 from snapshotter.mount.server import FAR_THREADS
 from snapshotter.mount.wire import InitFlag, Negotiated
 from snapshotter.mount.workerclient import KIND, WorkerClient
-from snapshotter.mount.workerproto import FailureReport, Gone, Hello
+from snapshotter.mount.workerproto import FailureReport, Hello
 from tests.mount.engines import LABEL, PATIENCE, Daemon
 from tests.mount.source import PIECE, Builder
 
@@ -99,28 +99,6 @@ def test_one_worker_serves_many_mounts(daemon: Daemon, image: Path, tmp_path: Pa
         daemon.mount(image, point)
     assert set(daemon.worker.stats()["mounts"]) == set(map(str, points))
     assert all((point / "quick").read_bytes() == QUICK for point in points)
-
-
-def test_mounts_come_and_go_without_a_trace(daemon: Daemon, image: Path, tmp_path: Path) -> None:
-    def held() -> tuple[int, int]:
-        return len(os.listdir(f"/proc/{daemon.worker.pid}/fd")), len(os.listdir(f"/proc/{daemon.worker.pid}/task"))
-
-    def once(number: int) -> None:
-        point = tmp_path / f"m{number}"
-        daemon.mount(image, point)
-        assert (point / "quick").read_bytes() == QUICK
-        daemon.unmount(point)
-        assert daemon.event() == Gone(str(point))
-
-    for number in range(10):
-        once(number)
-    before = held()
-    for number in range(10, 60):
-        once(number)
-    assert daemon.worker.stats()["mounts"] == []
-    descriptors, threads = held()
-    assert descriptors <= before[0]
-    assert threads <= before[1]
 
 
 def test_a_slow_chunk_holds_up_nobody_else(daemon: Daemon, image: Path, tmp_path: Path) -> None:

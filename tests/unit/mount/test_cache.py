@@ -37,3 +37,12 @@ def test_the_weight_is_kept_within_the_limit(puts: Sequence[tuple[int, int]]) ->
         kept = [value for value in map(cache.get, range(6)) if value is not None]
         assert cache.weight == sum(kept) <= 12
         assert cache.get(key) == weight
+
+
+def test_dropping_gives_back_the_weight() -> None:
+    cache: WeightedCache[tuple[int, int], str] = WeightedCache(10)
+    for key in ((1, 1), (2, 1), (1, 2)):
+        cache.put(key, "value", 3)
+    cache.drop(lambda key: key[0] == 1)
+    assert [cache.get(key) for key in ((1, 1), (2, 1), (1, 2))] == [None, "value", None]
+    assert cache.weight == 3
