@@ -35,10 +35,11 @@ class Mounted:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A way to mount a workload on a new directory."""
+    """A way to mount a workload on a new directory. `skips`: tasks that it is not asked to do, as they would take minutes."""
 
     name: str
     mounted: Callable[[Workload, Path], AbstractContextManager[Mounted]]
+    skips: frozenset[str] = frozenset()
 
 
 @contextlib.contextmanager

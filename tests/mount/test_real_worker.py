@@ -23,7 +23,7 @@ CONTENT = b"c" * PIECE + b"and more" * 1000
 HUNDREDS = 300
 NOWHERE = LayerSource((), ("registry.invalid/nothing/is/fetched:1",))
 MEMORY_SLACK = 1 << 20
-"""Bytes by which resident memory may have moved, an allocator's own affairs: 0.1 MB is usual. A KiB a mount would be too much."""
+"""Bytes by which resident memory may have moved, an allocator's own affairs: 0.1 MB is usual, a KiB a mount too much."""
 
 
 class RealDaemon(Daemon):
