@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,9 @@ from snapshotter.doctor.finding import Finding, fail, ok, warn
 SNAPSHOTTER = "io.containerd.snapshotter.v1"
 DIFFER = "io.containerd.differ.v1"
 ANNOTATIONS_EXPORT = "enable_remote_snapshot_annotations"
+
+EXAMPLES = "/usr/share/doc/puzzlefs-snapshotter/examples" if sys.prefix == "/usr/lib/puzzlefs" else "deploy"
+"""Where containerd's lines for this program are: of the Debian package, or in the source tree."""
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
 _OLDEST = (1, 6)
@@ -61,7 +65,7 @@ def check_containerd(facts: ContainerdFacts, address: str, root: str) -> list[Fi
     """`address` and `root` are those of the snapshotter's own configuration."""
     findings = [_version(facts)]
     if facts.config is None:
-        advice = "name it with --containerd-config, or see deploy/containerd"
+        advice = f"name it with --containerd-config, or see {EXAMPLES}/containerd"
         return [*findings, fail("containerd.config", f"containerd's configuration is unknown: {facts.config_error}", advice)]
     config, recent = facts.config, (facts.numbers or (1, 6)) >= (2, 0)
     proxy, found = _proxy(facts, config, address)
@@ -169,7 +173,7 @@ def _cri(facts: ContainerdFacts, config: Effective, proxy: ProxyPlugin) -> list[
     if config.cri_snapshotter != proxy.name and not runtimes:
         used = config.cri_snapshotter or "overlayfs"
         text = f"pods are started with {used}, not with {proxy.name!r}"
-        return [ok(check, text, "for Kubernetes, see the CRI lines in deploy/containerd")]
+        return [ok(check, text, f"for Kubernetes, see the CRI lines in {EXAMPLES}/containerd")]
     where = "pods" if config.cri_snapshotter == proxy.name else f"pods of runtime {', '.join(runtimes)}"
     return [ok(check, f"{where} are started with {proxy.name!r}"), _annotations(facts, config, proxy)]
 
@@ -199,7 +203,7 @@ def _differ(facts: ContainerdFacts, config: Effective, address: str) -> list[Fin
     order = config.differs or ("walking",)
     if not ours:
         text = "no differ at the snapshotter's socket: a PuzzleFS image that is loaded or imported cannot be unpacked"
-        return [warn(check, text, "add the lines of the differ in deploy/containerd and restart containerd")]
+        return [warn(check, text, f"add the lines of the differ in {EXAMPLES}/containerd and restart containerd")]
     name = ours[0]
     if name not in order or ("walking" in order and order.index(name) > order.index("walking")):
         text = f"the differ {name!r} is not tried before containerd's own (order: {', '.join(order)})"
