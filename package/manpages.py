@@ -72,8 +72,8 @@ def configuration_page(shipped: str, page: str, path: str, *, date: datetime.dat
     )
     comment: list[str] = []
     for line in shipped.splitlines()[1:]:
-        if heading := re.match(r"#?\[(.+)\]$", line):
-            lines += [f".SH [{_text(heading[1])}]", *_paragraphs(" ".join(comment))]
+        if heading := re.match(r"#?(\[.+\])$", line):
+            lines += [f".SH {_text(heading[1])}", *_paragraphs(" ".join(comment))]
             comment = []
         elif setting := re.match(r"#?([\w.]+ = .+)", line):
             lines += [".TP", f"\\fB{_text(setting[1])}\\fR", _text(" ".join(comment)) or "\\&"]

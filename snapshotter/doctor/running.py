@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import grpc
@@ -12,6 +13,7 @@ from snapshotter.doctor.containerd import ContainerdFacts, LoadedPlugin
 from snapshotter.doctor.inventory import Inventory
 from snapshotter.doctor.machine import output, peer
 from snapshotter.errors import PuzzlefsError
+from snapshotter.snapshots.paths import check_ancestors
 
 CONTAINERD_CONFIG = "/etc/containerd/config.toml"
 
@@ -39,12 +41,24 @@ def containerd_facts(address: Path, config_path: str | None) -> tuple[Containerd
 def _effective(path: str, pid: int, numbers: tuple[int, int] | None) -> tuple[containerdconfig.Effective, str]:
     """The configuration in the file `path`: as the running program itself reads it, else as we do."""
     with contextlib.suppress(PuzzlefsError, OSError):
-        if pid:
+        if pid and may_be_run(pid):
             dumped = output([f"/proc/{pid}/exe", "--config", path, "config", "dump"])
             if dumped:
                 return containerdconfig.effective(containerdconfig.parse(dumped), numbers), path
     raw = containerdconfig.load(path, merge_plugins=numbers is None or numbers >= (2, 0))
     return containerdconfig.effective(raw, numbers), path
+
+
+def may_be_run(pid: int) -> bool:
+    """Whether the program of the process `pid` is one that this user trusts anyway: a process that listens at a socket which
+    somebody named could be anybody's, and what it runs would run as root."""
+    trusted = (0, os.geteuid())
+    try:
+        process, program = os.stat(f"/proc/{pid}"), os.stat(f"/proc/{pid}/exe")
+        check_ancestors(Path(os.readlink(f"/proc/{pid}/exe")))
+    except (OSError, PuzzlefsError):
+        return False
+    return process.st_uid in trusted and program.st_uid in trusted and not program.st_mode & 0o022
 
 
 def _running_config(pid: int) -> str:

@@ -18,6 +18,7 @@ from snapshotter.doctor.finding import Level
 from tests.support import mounts, tools
 from tests.support.chroots import Chroot
 from tests.support.processes import run
+from tests.support.releases import FORKY
 
 pytestmark = pytest.mark.root
 
@@ -81,7 +82,7 @@ class FakeNode:
         path.unlink(missing_ok=True)
         return lines
 
-    def levels(self, containerd: Path | str, version: str) -> dict[str, Level]:
+    def levels(self, containerd: str, version: str) -> dict[str, Level]:
         """What the doctor says of containerd's configuration as `containerd`, a real one, understands it."""
         read = effective(
             parse(run(containerd, "--config", self.config, "config", "dump").stdout), (int(version[0]), int(version[2]))
@@ -199,10 +200,10 @@ def test_containerd_2_understands_it(node: FakeNode, cri: str, text: str) -> Non
         table = '[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]\n'
         node.config.write_text(node.config.read_text() + table + text + "\n")
     assert node.run("install", CRI=cri).returncode == 0
-    found = node.levels(tools.STATE / "containerd/forky/usr/bin/containerd", "2.2.1")
+    found = node.levels(FORKY.find("containerd"), "2.2.1")
     assert set(found.values()) == {Level.OK}, found
     assert ("containerd.annotations" in found) == (cri != "none")
-    dumped = run(tools.STATE / "containerd/forky/usr/bin/containerd", "--config", node.config, "config", "dump").stdout
+    dumped = run(FORKY.find("containerd"), "--config", node.config, "config", "dump").stdout
     assert dumped.count("SystemdCgroup = true") == (2 if text else 0), "the runtime is as the node's own one"
 
 

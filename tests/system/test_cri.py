@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import samples, tools
 from tests.support.images import write_image
-from tests.support.releases import MACHINE, RELEASES, Release
+from tests.support.releases import FORKY, MACHINE, RELEASES, Release
 from tests.system.conftest import Node, Published, Server, started
 
 pytestmark = pytest.mark.root
@@ -89,7 +89,6 @@ def test_without_annotations(server: Server, go_program: Path, pause: Published,
 
 def test_a_runtime_of_its_own(server: Server, go_program: Path, pause: Published, plain: Published) -> None:
     """With the lines for one runtime: its pods are started lazily, beside others on overlayfs (containerd 2.x)."""
-    release = next(release for release in RELEASES if release.version >= (2, 0))
     lines = (tools.ROOT / "deploy/containerd/runtime-2.x.toml").read_text().replace("version = 3\n", "")
 
     def own(text: str) -> str:
@@ -97,7 +96,7 @@ def test_a_runtime_of_its_own(server: Server, go_program: Path, pause: Published
         assert changed == 1
         return kept + lines
 
-    with started(server, go_program, release=release, cri=f"{server.relay.address}/{pause.ordinary}", change=own) as node:
+    with started(server, go_program, release=FORKY, cri=f"{server.relay.address}/{pause.ordinary}", change=own) as node:
         said = node.go("cri", node.reference(plain.ordinary), "-", *EVERYTHING, namespace=NAMESPACE)
         assert said["output"] == "hello from a layer\n300000\n"
         assert node.containerd.snapshots("puzzlefs") == [], "a pod of the default runtime is on overlayfs"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from snapshotter.daemon.config import Config, load
+from snapshotter.daemon.config import Config, load, parse
 from snapshotter.errors import InvalidError, NotFoundError
 from snapshotter.format.fsverity import Mode
 
@@ -25,6 +27,22 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
 def test_the_shipped_file_is_valid_and_says_the_defaults() -> None:
     shipped = load(SHIPPED)
     assert (shipped.root, shipped.address, shipped.log_level) == (Config().root, Config().address, Config().log_level)
+
+
+def test_the_shipped_file_has_every_key() -> None:
+    """It is the manual as well (puzzlefs-config(5)); what it shows is taken when it is no comment any more."""
+    shown = re.sub(r"^#(?=\w+ = |\[)", "", SHIPPED.read_text(), flags=re.MULTILINE)
+    data = tomllib.loads(shown)
+    parse(data)
+    with pytest.raises(InvalidError) as unknown:
+        parse({"no_such_key": 1})
+    known = str(unknown.value).partition("known are ")[2].partition(", [[store]]")[0].split(", ")
+    for key in known:
+        section, _, name = key.rpartition(".")
+        assert name in (data[section] if section else data), f"{key} is not in {SHIPPED.name}"
+    with pytest.raises(InvalidError) as unknown:
+        parse({"registry": {"h": {"no_such_key": 1}}})
+    assert set(data["registry"]["registry.example:5000"]) == set(str(unknown.value).partition("known are ")[2].split(", "))
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:
