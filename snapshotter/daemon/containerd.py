@@ -73,6 +73,24 @@ def _translated(what: str) -> Iterator[None]:
         raise _CATEGORIES.get(code, UnavailableError)(f"{what}: containerd says: {details} ({code.name})") from None
 
 
+def connected(address: Path, timeout: float) -> grpc.Channel:
+    """A channel to the containerd at `address`, the caller's to close.
+
+    Raises:
+        UnavailableError: nobody answers within `timeout` seconds.
+    """
+    options = [("grpc.max_receive_message_length", _MESSAGE_MAX), ("grpc.default_authority", "localhost")]
+    channel = grpc.insecure_channel(f"unix://{address}", options=options)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=timeout)
+    except grpc.FutureTimeoutError:
+        channel.close()
+        raise UnavailableError(
+            f"containerd does not answer at {address}: is it running, and is this its socket (-a ADDRESS)?"
+        ) from None
+    return channel
+
+
 class Containerd:
     """A connection to containerd, in one namespace. Close it, or use it as a context manager."""
 
@@ -85,15 +103,7 @@ class Containerd:
         self.address = address
         self.namespace = namespace
         self._metadata: list[tuple[str, str]] = [("containerd-namespace", namespace)]
-        options = [("grpc.max_receive_message_length", _MESSAGE_MAX), ("grpc.default_authority", "localhost")]
-        self._channel = grpc.insecure_channel(f"unix://{address}", options=options)
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=timeout)
-        except grpc.FutureTimeoutError:
-            self._channel.close()
-            raise UnavailableError(
-                f"containerd does not answer at {address}: is it running, and is this its socket (-a ADDRESS)?"
-            ) from None
+        self._channel = connected(address, timeout)
         self._content = content_pb2_grpc.ContentStub(self._channel)
         self._images = images_pb2_grpc.ImagesStub(self._channel)
         self._leases = leases_pb2_grpc.LeasesStub(self._channel)

@@ -23,9 +23,10 @@ from snapshotter.api import (
     snapshots_pb2_grpc,
     version_pb2_grpc,
 )
+from snapshotter.daemon.containerd import connected
 from snapshotter.doctor.containerd import LoadedPlugin
 from snapshotter.doctor.images import ImageFacts, LayerFacts
-from snapshotter.errors import NotFoundError, PuzzlefsError, UnavailableError
+from snapshotter.errors import NotFoundError, PuzzlefsError
 from snapshotter.format.annotations import parse as puzzlefs_layer
 from snapshotter.format.digest import Digest, chain_id, from_text, to_text
 from snapshotter.registry import documents
@@ -33,7 +34,6 @@ from snapshotter.registry.base import MANIFEST_MAX, Descriptor
 from snapshotter.registry.platforms import Platform, select
 
 CALL_TIMEOUT = 10.0
-_MESSAGE_MAX = 16 << 20
 _REF = "containerd.io/snapshot.ref"
 
 
@@ -46,13 +46,7 @@ class Inventory:
         Raises:
             UnavailableError: nobody answers at `address` within `timeout` seconds.
         """
-        options = [("grpc.max_receive_message_length", _MESSAGE_MAX), ("grpc.default_authority", "localhost")]
-        self._channel = grpc.insecure_channel(f"unix://{address}", options=options)
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=timeout)
-        except grpc.FutureTimeoutError:
-            self._channel.close()
-            raise UnavailableError(f"nobody answers within {timeout:g} s") from None
+        self._channel = connected(address, timeout)
         self.content = content_pb2_grpc.ContentStub(self._channel)
         self._images = images_pb2_grpc.ImagesStub(self._channel)
         self.snapshots = snapshots_pb2_grpc.SnapshotsStub(self._channel)
