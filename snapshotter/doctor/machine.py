@@ -164,7 +164,7 @@ def _unit() -> dict[str, str] | None:
     """The properties of the daemon's unit; None where systemd is not what runs this machine (sd_booted(3))."""
     if not Path("/run/systemd/system").is_dir():
         return None
-    properties = "LoadState,ActiveState,UnitFileState,KillMode"
+    properties = "LoadState,ActiveState,UnitFileState,KillMode,FileDescriptorStoreMax"
     words = ["systemctl", "show", "puzzlefs-snapshotter.service", f"--property={properties}"]
     shown = output(words)
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)

@@ -122,6 +122,9 @@ def _unit(facts: ServiceFacts) -> list[Finding]:
     if kill != "process":
         text = f"KillMode={kill} ends the mount workers with the daemon: a restart takes the files of running containers"
         findings.append(fail(check, text, f"set KillMode=process in {_UNIT}, and systemctl daemon-reload"))
+    if unit.get("FileDescriptorStoreMax", "0") == "0":
+        text = "systemd keeps no descriptors: mounts do not outlive the death of the daemon and all its workers at once"
+        findings.append(warn(check, text, f"set FileDescriptorStoreMax=8192 in {_UNIT}, and systemctl daemon-reload"))
     if unit.get("UnitFileState") not in ("enabled", "enabled-runtime", "static"):
         text = f"{_UNIT} is not started with the machine: after a reboot containers on it cannot start"
         findings.append(warn(check, text, "systemctl enable puzzlefs-snapshotter"))
