@@ -31,6 +31,7 @@ from snapshotter.chunkstore.directory import Sealing, VerityOf
 from snapshotter.chunkstore.fallback import Fallback
 from snapshotter.chunkstore.flying import Flying
 from snapshotter.chunkstore.indexes import IndexStore, fetch_index
+from snapshotter.chunkstore.link import Link
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.packs import PackStore
 from snapshotter.chunkstore.planner import Limits
@@ -45,6 +46,9 @@ from snapshotter.chunkstore.verify import Verify
 from snapshotter.format.annotations import PackPlace
 from snapshotter.format.digest import Digest
 from snapshotter.format.pack import PackIndex
+
+LINKS_MAX = 256
+"""Sources whose cost is remembered; a hostile image could name any number."""
 
 
 class Node:
@@ -73,6 +77,7 @@ class Node:
         self.pool = FetchPool()
         self._flights = Flights()
         self._prefetches = Prefetches(self.indexes)
+        self._links: dict[str, Link] = {}
         self._recent = RecentChunks()
         self._limits = limits
         self._read_timeout = read_timeout
@@ -83,6 +88,7 @@ class Node:
         sources: Sequence[BlobReader],
         layer: str = "",
         verity_of: VerityOf | None = None,
+        on_bulk: Callable[[], None] = lambda: None,
     ) -> ChunkStore:
         """The chunks of a layer that lie in `packs`, which `sources` are asked for in their order; `layer` names it in reports.
 
@@ -101,6 +107,8 @@ class Node:
                     local=self.cache,
                     limits=self._limits,
                     flying=self._flying,
+                    on_bulk=on_bulk,
+                    link=self._link(source),
                     timeout=self._read_timeout,
                 ),
                 stats=self.stats,
@@ -120,6 +128,12 @@ class Node:
         fetched_once = Observed(single, self.reads, "fetch", layer)
         cached = CachedStore(self.cache, fetched_once, verity_of)
         return Observed(RecentStore(self._recent, cached), self.reads, "read", layer)
+
+    def _link(self, source: BlobReader) -> Link:
+        """What is known of the way to `source`, which many layers may be read from."""
+        if len(self._links) > LINKS_MAX:
+            self._links.clear()
+        return self._links.setdefault(source.name, Link())
 
     def bring(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader], start: Start) -> None:
         """Begin to fetch what a start is going to read (see `prefetch`), in the background; reads of it wait for it here.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from typing import TypeAlias
 from snapshotter.chunkstore import planner
 from snapshotter.chunkstore.base import BlobReader, ChunkCorruptError, ChunkMissingError, ChunkRef, SourceUnavailableError
 from snapshotter.chunkstore.flying import Flying
+from snapshotter.chunkstore.link import Link, scaled
 from snapshotter.chunkstore.local import LocalChunks
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.planner import Limits, Plan, Range, Stream
@@ -35,6 +36,10 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 60.0
 """Seconds to wait for chunks that another thread is bringing. The reader bounds the requests themselves."""
+
+BULK = 4 << 20
+"""Stored bytes that a reader has read in order when it is taken to read everything. A start of Python with NumPy reads 1.8 MB
+of one file so, at most."""
 
 LANES = 2
 """Requests of `PackStore.bring` that are under way at once: one travels while the other is decoded."""
@@ -75,8 +80,12 @@ class PackStore:
         local: LocalChunks | None = None,
         limits: Limits | None = None,
         flying: Flying | None = None,
+        on_bulk: Callable[[], None] = lambda: None,
+        link: Link | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
+        """`on_bulk` is called, more than once, when a reader goes through a pack from front to back (`BULK`). `link` is what is
+        known of the way to `reader`; several stores may share it."""
         self._packs = tuple(packs)
         self._reader = reader
         self._pool = pool
@@ -85,6 +94,8 @@ class PackStore:
         self._limits = limits or Limits()
         self._timeout = timeout
         self._flying = flying or Flying()
+        self._on_bulk = on_bulk
+        self._link = link or Link()
         self._streams: dict[Digest, tuple[Stream, ...]] = {}
 
     @property
@@ -242,8 +253,11 @@ class PackStore:
         def here(entry: PackEntry) -> bool:
             return entry.digest in self._flying.futures or local.has(entry.digest)
 
-        plan = planner.plan(entries, new, self._streams.get(pack.digest, ()), pack.between, here, slots, self._limits)
+        limits = scaled(self._limits, self._link.worth())
+        plan = planner.plan(entries, new, self._streams.get(pack.digest, ()), pack.between, here, slots, limits)
         self._streams[pack.digest] = plan.streams
+        if any(stream.used > BULK for stream in plan.streams):
+            self._on_bulk()
         return plan
 
     def _request(self, pack: PackMap, found: Range, wanted: frozenset[Digest]) -> _Request:
@@ -287,7 +301,9 @@ class PackStore:
         try:
             try:
                 self._stats.add(Count.REQUESTS, source=self._reader.name)
+                began = time.monotonic()
                 data = self._reader.read_range(request.pack.digest, found.offset, found.length)
+                self._link.note(found.length, time.monotonic() - began)
                 self._stats.add(Count.BYTES, len(data), source=self._reader.name)
                 if len(data) != found.length:
                     raise CorruptError(f"{len(data)} bytes came instead of {found.length}")

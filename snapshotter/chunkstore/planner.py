@@ -35,9 +35,9 @@ class Limits:
     thousands of times their size.
     """
 
-    gap: int = 64 * _KIB
+    gap: int = 16 * _KIB
     range_max: int = 2048 * _KIB
-    window_first: int = 64 * _KIB
+    window_first: int = 16 * _KIB
     window_max: int = 4096 * _KIB
     share: int = 8
     beside_max: int = 128 * _KIB

@@ -120,7 +120,7 @@ class Layers:
             try:
                 if not self._is_intact(layer):
                     self._fetch(layer, source)
-                self._mount(layer.diff_id, source)
+                self._mount(layer.diff_id, source, fresh=True)
             except PuzzlefsError as error:
                 raise _explained(error, layer, source) from error
             except OSError as error:
@@ -266,11 +266,13 @@ class Layers:
         except (OSError, ValueError, InvalidError):
             return []
 
-    def _mount(self, diff_id: Digest, source: LayerSource) -> None:
+    def _mount(self, diff_id: Digest, source: LayerSource, *, fresh: bool = False) -> None:
+        """`fresh`: it was just pulled, and what comes next is a start. After a restart nothing is fetched unasked."""
         mountpoint = self._reserve(diff_id)
         if source not in self._remembered(diff_id):
             self._remember(diff_id, source)
-        self._mounts.mount(to_text(diff_id), mountpoint, self._metadata(diff_id), source)
+        told = replace(source, mountpoint=str(mountpoint)) if fresh else replace(source, profile=None)
+        self._mounts.mount(to_text(diff_id), mountpoint, self._metadata(diff_id), told)
         self._mounted[diff_id] = source
 
     def _reserve(self, diff_id: Digest) -> Path:

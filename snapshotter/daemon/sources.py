@@ -35,6 +35,7 @@ class LayerSource:
     `images`: references whose repositories have them. `layer` is the diff ID as text, by which reports name it. `namespaces`:
     those of containerd whose content store has some of the packs. `profile` is the pack, one of `packs`, to be fetched at once;
     `start` a file of a start that was recorded on this node (`recorder`), whose chunks are; `record` one to record reads in.
+    `mountpoint` is given for a layer that was just pulled, whose start is still to come.
     """
 
     packs: tuple[PackPlace, ...]
@@ -44,6 +45,7 @@ class LayerSource:
     profile: Digest | None = None
     start: str | None = None
     record: str | None = None
+    mountpoint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for a worker."""
@@ -55,6 +57,7 @@ class LayerSource:
             "profile": None if self.profile is None else to_text(self.profile),
             "start": self.start,
             "record": self.record,
+            "mountpoint": self.mountpoint,
         }
 
     @classmethod
@@ -68,7 +71,7 @@ class LayerSource:
             packs = tuple(PackPlace(from_text(text), int(offset), int(length)) for text, offset, length in value["packs"])
             images = tuple(str(image) for image in value["images"])
             namespaces = tuple(str(namespace) for namespace in value.get("namespaces", ()))
-            profile, start, record = (value.get(key) for key in ("profile", "start", "record"))
+            profile, start, record, mountpoint = (value.get(key) for key in ("profile", "start", "record", "mountpoint"))
             return cls(
                 packs,
                 images,
@@ -77,6 +80,7 @@ class LayerSource:
                 None if profile is None else from_text(str(profile)),
                 None if start is None else str(start),
                 None if record is None else str(record),
+                None if mountpoint is None else str(mountpoint),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidError(f"not the source of a layer: {error!r}") from None

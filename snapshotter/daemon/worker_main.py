@@ -23,6 +23,7 @@ from snapshotter.daemon.keychain import DaemonKeychain
 from snapshotter.daemon.keychain import socket_path as keychain_path
 from snapshotter.daemon.reach import Reach
 from snapshotter.daemon.sources import LayerSource
+from snapshotter.daemon.startwindow import Started, StartWindow
 from snapshotter.format import fsverity
 from snapshotter.mount import worker, workerproto
 
@@ -85,7 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if source.profile is not None or source.start is not None:
             recorded = None if source.start is None else Path(source.start)
             node.bring(source.packs, stores, Start(source.layer, source.profile, recorded))
-        chain = node.chain(source.packs, stores, source.layer, verity_of)
+        if source.mountpoint is None:
+            chain = node.chain(source.packs, stores, source.layer, verity_of)
+        else:
+            known = source.profile is not None or source.start is not None
+            window = StartWindow(Path(source.mountpoint), profile=known)
+            chain = Started(node.chain(source.packs, stores, source.layer, verity_of, window.end), window)
         return chain if source.record is None else Recorded(chain, Path(source.record))
 
     try:

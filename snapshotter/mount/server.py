@@ -231,7 +231,8 @@ class Server:
 
     def _read_far(self, read: Read) -> None:
         if read.start(self._far):
-            read.do()
+            read.do(read.channel.session.read_far)
+            read.channel.session.follow(read.job)
         read.end()
 
     def _forget(self, channel: Channel) -> bool:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from snapshotter.chunkstore.base import AtHand, ChunkStore
+from snapshotter.chunkstore.base import AtHand, ChunkStore, SourceUnavailableError
 from snapshotter.errors import CorruptError, NotFoundError, UnsupportedError
 from snapshotter.format.model import ROOT_INO
-from snapshotter.mount import wire
+from snapshotter.mount import companions, wire
 from snapshotter.mount.errnos import errno_of
 from snapshotter.mount.tree import Tree, read_at_hand, read_pieces
 from snapshotter.mount.wire import Negotiated, Opcode, Request
@@ -32,6 +33,9 @@ AT_HAND_MAX = 256 << 10
 _COOKIE_DOT = 1
 _COOKIE_DOTDOT = 2
 _DIRECTORY = 0o040000
+
+
+_log = logging.getLogger(__name__)
 
 
 class ReadJob(NamedTuple):
@@ -133,10 +137,37 @@ class Session:
         try:
             buffers = read_pieces(self.tree.plan(job.ino, job.offset, job.size), self._store)
         except Exception as error:
-            self._on_failure(Failure(job.ino, job.offset, job.size, error))
-            # To read(2) there is only one way to fail for a file that exists; ENOENT and EINVAL mean something else there.
-            return [wire.pack_header(job.unique, 0, errno.EIO)]
+            return self._failed(job, error)
         return [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
+
+    def read_far(self, job: ReadJob) -> Buffers:
+        """As `read`, for what is not on this machine: of a small file all is fetched with it. Never raises."""
+        try:
+            self._store.get(companions.chunks(companions.whole_file(self.tree, job.ino)))
+        except SourceUnavailableError as error:
+            # What cannot be had now with the rest cannot be had alone, and the reader has waited long enough.
+            return self._failed(job, error)
+        except Exception:
+            _log.debug("the whole of inode %d could not be fetched", job.ino, exc_info=True)
+        return self.read(job)
+
+    def follow(self, job: ReadJob) -> None:
+        """After `read_far`: fetch what is going to be read next (see `companions`). Never raises: it was nobody's wish."""
+        if job.offset:
+            return
+        try:
+            pieces = self.tree.plan(job.ino, 0, job.size)
+            head = read_pieces(pieces[:1], self._store)
+            for start, length in companions.loaded_at_start(head[0]) if head else ():
+                pieces += self.tree.plan(job.ino, start, length)
+            self._store.get(companions.chunks(pieces))
+        except Exception:
+            _log.debug("what is loaded of inode %d could not be fetched", job.ino, exc_info=True)
+
+    def _failed(self, job: ReadJob, error: Exception) -> Buffers:
+        self._on_failure(Failure(job.ino, job.offset, job.size, error))
+        # To read(2) there is only one way to fail for a file that exists; ENOENT and EINVAL mean something else there.
+        return [wire.pack_header(job.unique, 0, errno.EIO)]
 
     def _init(self, request: Request) -> bytes:
         kernel = wire.parse_init(request)
