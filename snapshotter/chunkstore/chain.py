@@ -30,6 +30,7 @@ from snapshotter.chunkstore.claims import Claims
 from snapshotter.chunkstore.directory import Sealing, VerityOf
 from snapshotter.chunkstore.fallback import Fallback
 from snapshotter.chunkstore.flying import Flying
+from snapshotter.chunkstore.health import Health
 from snapshotter.chunkstore.indexes import IndexStore, fetch_index
 from snapshotter.chunkstore.link import Link
 from snapshotter.chunkstore.packmap import PackMap
@@ -78,6 +79,7 @@ class Node:
         self._flights = Flights()
         self._prefetches = Prefetches(self.indexes)
         self._links: dict[str, Link] = {}
+        self._health = Health()
         self._recent = RecentChunks()
         self._limits = limits
         self._read_timeout = read_timeout
@@ -116,7 +118,9 @@ class Node:
             )
             for source in sources
         ]
-        retried = Retry(Fallback(fetched), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8))
+        retried = Retry(
+            Fallback(fetched, self._health), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8)
+        )
         single = SingleFlight(
             retried,
             stats=self.stats,

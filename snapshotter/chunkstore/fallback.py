@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from snapshotter.chunkstore.base import ChunkCorruptError, ChunkMissingError, ChunkRef, ChunkStore, SourceUnavailableError
+from snapshotter.chunkstore.health import Health
 from snapshotter.errors import PuzzlefsError
 from snapshotter.format.digest import Digest, to_text
 
@@ -22,10 +23,13 @@ class Fallback:
     The error at the end tells what each source said. Its category is the one that gives the caller most to hope for: if
     any source was only unavailable the whole is unavailable (retryable if one of them is), else corrupt if any had
     something wrong, else missing.
+
+    A source that failed lately (`health`, which chains may share) is asked after the others.
     """
 
-    def __init__(self, sources: Sequence[ChunkStore]) -> None:
+    def __init__(self, sources: Sequence[ChunkStore], health: Health | None = None) -> None:
         self._sources = tuple(sources)
+        self._health = health if health is not None else Health()
 
     @property
     def name(self) -> str:
@@ -35,10 +39,20 @@ class Fallback:
         got: dict[ChunkRef, bytes] = {}
         errors: list[tuple[ChunkStore, PuzzlefsError]] = []
         rest = list(dict.fromkeys(wanted))
-        for source in self._sources:
+        lacking: list[ChunkStore] = []
+        for source in self._health.order(self._sources):
             answer, failures = _ask(source, rest)
             got |= answer
             errors += [(source, failure) for failure in failures]
+            if any(isinstance(failure, SourceUnavailableError) for failure in failures):
+                self._health.failed(source)
+            elif answer:
+                self._health.answered(source)
+                # That nobody has a chunk says nothing against a source; that another one has it, does.
+                for other in lacking:
+                    self._health.failed(other)
+            elif any(isinstance(failure, ChunkMissingError) for failure in failures):
+                lacking.append(source)
             rest = [ref for ref in rest if ref not in got]
             if not rest:
                 return [got[ref] for ref in wanted]

@@ -6,6 +6,7 @@ free at once (`try_beside`), so that whoever comes to wait for such a chunk wait
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,8 @@ class FetchPool:
     def run_now(self, task: Callable[[], None]) -> None:
         """Run `task` as soon as a thread is free; by the caller if the pool is closed."""
         try:
-            self.now.submit(task)
+            # with the caller's deadline: it waits for this
+            self.now.submit(contextvars.copy_context().run, task)
         except RuntimeError:
             task()
 

@@ -11,18 +11,24 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from snapshotter.chunkstore.base import ChunkCorruptError, ChunkRef, ChunkStore, SourceUnavailableError
+from snapshotter.chunkstore.base import ChunkRef, ChunkStore
 from snapshotter.chunkstore.stats import Count, Stats
+from snapshotter.errors import CorruptError, UnavailableError
 from snapshotter.format.digest import Digest
+from snapshotter.registry import deadline
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and how long; times in seconds.
 
-    `deadline` bounds the whole `get`: no pause begins that would end after it. It must lie below the read's own bound.
+    `deadline` bounds the whole: no pause begins that would end after it, and no request goes on after it. It must lie below
+    the read's own bound.
     """
 
     attempts: int = 6
@@ -37,6 +43,46 @@ class RetryPolicy:
         if retry_after is None:
             return backoff
         return min(max(0.0, retry_after), self.longest_retry_after) + backoff
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Makes attempts as `policy` says. `clock`, `sleep` and `jitter` are the system's."""
+
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[], float] = random.random
+
+    def run(self, attempt: Callable[[], T], again: Callable[[], None] = lambda: None) -> T:
+        """What `attempt` answers at last; `again` is called before each repetition.
+
+        Requests of an attempt have what is left of the policy's deadline.
+
+        Raises:
+            What the last attempt raised.
+        """
+        policy = self.policy
+        until = self.clock() + policy.deadline
+        unavailable = 0
+        reread = False
+        while True:
+            try:
+                with deadline.within(until - self.clock()):
+                    return attempt()
+            except CorruptError:
+                if reread or self.clock() >= until:
+                    raise
+                reread = True
+            except UnavailableError as error:
+                unavailable += 1
+                if not getattr(error, "retryable", True) or unavailable >= policy.attempts:
+                    raise
+                pause = policy.pause(unavailable, getattr(error, "retry_after", None), self.jitter())
+                if self.clock() + pause >= until:
+                    raise
+                self.sleep(pause)
+            again()
 
 
 class Retry:
@@ -54,36 +100,14 @@ class Retry:
     ) -> None:
         self._inner = inner
         self._stats = stats
-        self._policy = policy or RetryPolicy()
-        self._clock = clock
-        self._sleep = sleep
-        self._jitter = jitter
+        self._patience = Patience(policy or RetryPolicy(), clock, sleep, jitter)
 
     @property
     def name(self) -> str:
-        return f"retry({self._policy.attempts}) → {self._inner.name}"
+        return f"retry({self._patience.policy.attempts}) → {self._inner.name}"
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
-        policy = self._policy
-        deadline = self._clock() + policy.deadline
-        unavailable = 0
-        reread = False
-        while True:
-            try:
-                return self._inner.get(wanted)
-            except ChunkCorruptError:
-                if reread or self._clock() >= deadline:
-                    raise
-                reread = True
-            except SourceUnavailableError as error:
-                unavailable += 1
-                if not error.retryable or unavailable >= policy.attempts:
-                    raise
-                pause = policy.pause(unavailable, error.retry_after, self._jitter())
-                if self._clock() + pause >= deadline:
-                    raise
-                self._sleep(pause)
-            self._stats.add(Count.RETRIES)
+        return self._patience.run(lambda: self._inner.get(wanted), lambda: self._stats.add(Count.RETRIES))
 
     def has(self, digest: Digest) -> bool:
         return self._inner.has(digest)

@@ -28,6 +28,7 @@ from typing import Protocol
 from snapshotter.chunkstore.base import BlobReader
 from snapshotter.chunkstore.directory import Sealing
 from snapshotter.chunkstore.publish import publish
+from snapshotter.chunkstore.retry import Patience, RetryPolicy
 from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
@@ -43,6 +44,8 @@ METADATA_STORED_MAX = 64 << 20
 """Largest stored metadata blob, in bytes."""
 METADATA_MAX = 256 << 20
 """Largest metadata message, in bytes: about 1.6 million inodes. It is held in memory."""
+FETCH_PATIENCE = RetryPolicy(attempts=4, first_pause=0.25, longest_retry_after=5.0, deadline=60.0)
+"""How a layer's metadata and indexes are asked for: containerd prepares no other layer of the image meanwhile."""
 RESTORE_THREADS = 8
 MERGED_PACKS_MAX = 64
 """Most packs in which the chunks of one mounted layer are looked for, over all images that it is in."""
@@ -143,6 +146,7 @@ class Layers:
             hints.setdefault(layer.diff_id, []).append(_hinted(layer, image))
             described[layer.diff_id] = layer
         failed: dict[Digest, PuzzlefsError] = {}
+        self._sweep()
 
         def mount(diff_id: Digest, sources: Sequence[LayerSource]) -> None:
             with self._locked(diff_id):
@@ -165,11 +169,10 @@ class Layers:
         with self._locked(diff_id):
             with contextlib.suppress(NotFoundError):
                 mountpoint = self.mountpoint(diff_id)
-                if diff_id in self._mounted:
-                    self._mounts.unmount(mountpoint)
-                    del self._mounted[diff_id]
-                with contextlib.suppress(FileNotFoundError):
-                    mountpoint.rmdir()
+                # Also what this process did not mount: an earlier daemon was killed before it had recorded the snapshot.
+                self._mounts.unmount(mountpoint)
+                self._mounted.pop(diff_id, None)
+                _remove_mountpoint(mountpoint)
             shutil.rmtree(self._directory(diff_id), ignore_errors=True)
 
     def trim(self, layers: Iterable[MetadataLayer]) -> None:
@@ -224,11 +227,13 @@ class Layers:
     def _fetch(self, layer: MetadataLayer, source: LayerSource) -> None:
         """Bring metadata and pack indexes to this node, at the same time, and publish the metadata if it is right."""
         stores = self._sources.open(source)
+        # A pull that one answer of 503 fails would be retried by nobody: containerd's clients do not.
+        patience = Patience(FETCH_PATIENCE)
         with ThreadPoolExecutor(1, "indexes") as pool:
             # With a profile the other indexes can wait until something else is read: a start may need none of them.
             needed = [place for place in layer.packs if layer.profile in (None, place.pack)]
-            indexes = pool.submit(self._fetch_indexes, needed, stores)
-            message = _first(stores, lambda store: _message(store, layer))
+            indexes = pool.submit(patience.run, lambda: self._fetch_indexes(needed, stores))
+            message = patience.run(lambda: _first(stores, lambda store: _message(store, layer)))
             indexes.result()
         publish(self._metadata(layer.diff_id), message, None if self._sealing is None else self._sealing.enable)
 
@@ -286,6 +291,20 @@ class Layers:
         mountpoint = self._mount_root / str(number)
         _make_mountpoint(mountpoint)
         return mountpoint
+
+    def _sweep(self) -> None:
+        """Take off and remove the mountpoints of layers whose directory is lost: nobody could find them again."""
+        named = set()
+        for path in self._metadata_root.glob("*/number"):
+            with contextlib.suppress(OSError, ValueError):
+                named.add(int(path.read_text()))
+        for path in list(self._mount_root.iterdir()):
+            if path.name.isdigit() and int(path.name) not in named:
+                try:
+                    self._mounts.unmount(path)
+                    _remove_mountpoint(path)
+                except PuzzlefsError as error:
+                    _log.warning("%s; it is tried again at the next start", error)
 
     def _directory(self, diff_id: Digest) -> Path:
         return self._metadata_root / diff_id.hex()
@@ -369,6 +388,15 @@ def _explained(error: PuzzlefsError, layer: MetadataLayer, source: LayerSource) 
     )
     images = " or ".join(source.images) or "an unnamed image"
     return category(f"layer {to_text(layer.diff_id)} of {images} cannot be mounted: {error}")
+
+
+def _remove_mountpoint(path: Path) -> None:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UnavailableError(f"mountpoint {path} cannot be removed: {error.strerror}") from error
 
 
 def _make_mountpoint(path: Path) -> None:

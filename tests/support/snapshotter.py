@@ -38,11 +38,16 @@ def puzzlefs(*arguments: str | Path, check: bool = True, timeout: float = 300) -
 class Snapshotter:
     """``puzzlefs-snapshotter`` below `directory`, listening at `socket`; `plain_http` are registries without TLS.
 
-    `containerd` is the socket of the containerd that it works for, which need not be there yet.
+    `containerd` is the address of its containerd. ``hosts.toml`` files go below `hosts`. More of the configuration can be
+    appended to the file `config` before a `start`.
     """
 
     def __init__(
-        self, directory: Path, plain_http: Iterable[str] = (), read_timeout: int = 60, containerd: Path | None = None
+        self,
+        directory: Path,
+        plain_http: Iterable[str] = (),
+        read_timeout: int = 60,
+        containerd: Path = Path("/nonexistent/containerd.sock"),
     ) -> None:
         self.directory = directory
         self.root = directory / "root"
@@ -50,8 +55,9 @@ class Snapshotter:
         self.config = directory / "config.toml"
         self.log = directory / "snapshotter.log"
         directory.mkdir(parents=True, exist_ok=True)
+        self.hosts = directory / "certs.d"
         lines = ["[fetch]", f"read_timeout = {read_timeout}"]
-        lines += ["[containerd]", f'address = "{containerd or directory}"']
+        lines += ["[containerd]", f'address = "{containerd}"', f'config_path = "{self.hosts}"']
         for host in plain_http:
             lines += [f'[registry."{host}"]', "plain_http = true"]
         self.config.write_text("\n".join(lines) + "\n")
@@ -75,11 +81,15 @@ class Snapshotter:
         status = self.service.stop()
         return status, time.monotonic() - start
 
+    def kill_helpers(self) -> None:
+        """Kill the processes that a daemon leaves behind to running containers."""
+        for helper in processes.find(lambda words: any(str(self.root) in word for word in words)):
+            processes.kill(helper)
+
     def stop(self) -> None:
         """End the daemon and what belongs to it, unmount and delete everything below the directory."""
         self.service.stop()
-        for worker in processes.find(lambda words: any(str(self.root) in word for word in words)):
-            processes.kill(worker)
+        self.kill_helpers()
         mounts.unmount_all(self.directory)
         shutil.rmtree(self.directory)
 

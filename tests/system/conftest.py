@@ -191,7 +191,14 @@ def clear(node: Node) -> None:
         node.containerd.ctr("containers", "delete", container)
     images = node.containerd.ctr("images", "list", "-q").split()
     if images:
-        node.containerd.ctr("images", "remove", "--sync", *images)
+        node.containerd.ctr("images", "remove", *images)
+    collect(node)
+
+
+def collect(node: Node) -> None:
+    """Have containerd collect its garbage, and wait for it."""
+    node.containerd.ctr("leases", "create", "--id", "collect")
+    node.containerd.ctr("leases", "delete", "--sync", "collect")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ class Mounts:
 
     def __init__(self) -> None:
         self.mounted: dict[str, tuple[Path, Path, LayerSource]] = {}
+        self.unmounted: list[Path] = []
         self.refuse: Exception | None = None
 
     def mount(self, name: str, mountpoint: Path, metadata: Path, source: LayerSource) -> None:
@@ -48,7 +50,8 @@ class Mounts:
         self.mounted[name] = (*self.mounted[name][:2], source)
 
     def unmount(self, mountpoint: Path) -> None:
-        del self.mounted[self.at(mountpoint)]
+        self.unmounted.append(mountpoint)
+        self.mounted = {name: mount for name, mount in self.mounted.items() if mount[0] != mountpoint}
 
     def at(self, mountpoint: Path) -> str:
         return next(name for name, mount in self.mounted.items() if mount[0] == mountpoint)
@@ -219,6 +222,29 @@ def test_release_leaves_nothing_and_numbers_are_not_given_out_twice(
     layers.ensure(layer(), f"{registry.host}/app:1", "default")
     assert layers.mountpoint(sha256(MESSAGE)) != first
     layers.release(sha256(b"unknown"))
+
+
+def test_what_an_earlier_daemon_mounted_and_never_recorded_is_released(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    """It was killed between mounting and recording: the mount outlives it, and the next daemon must still start."""
+    make(tmp_path, hosts, mounts).ensure(layer(), f"{registry.host}/app:1", "default")
+    later = make(tmp_path, hosts, mounts)
+    mountpoint = later.mountpoint(sha256(MESSAGE))
+    later.release(sha256(MESSAGE))
+    assert mounts.unmounted == [mountpoint]
+    assert not mountpoint.exists()
+
+
+def test_a_start_takes_off_mounts_whose_layer_is_lost(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    make(tmp_path, hosts, mounts).ensure(layer(), f"{registry.host}/app:1", "default")
+    shutil.rmtree(tmp_path / "layers" / sha256(MESSAGE).hex())
+    later = make(tmp_path, hosts, mounts)
+    assert later.restore([(layer(), None)]).keys() == {sha256(MESSAGE)}
+    assert list((tmp_path / "l").iterdir()) == []
+    assert len(mounts.unmounted) == 1
 
 
 def test_usage_is_the_metadata_and_the_cached_chunks(

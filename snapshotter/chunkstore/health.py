@@ -1,0 +1,58 @@
+"""Which sources have failed lately, so that one that is gone costs its time-out once and not with every chunk."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from snapshotter.chunkstore.base import ChunkStore
+
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 60.0
+"""Seconds for which a source that failed is asked after all others: doubling with each failure in a row."""
+
+
+class Health:
+    """Knows sources by their names; shared by all chains of a process."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._ailing: dict[str, tuple[float, float]] = {}
+        """By name, until when it is asked last, and the pause that ends then."""
+
+    def order(self, sources: Sequence[ChunkStore]) -> Sequence[ChunkStore]:
+        """`sources` in the order in which to ask them: as they are, but those that failed lately last.
+
+        Of many threads one gets a source whose pause has ended in its old place, and so finds out whether it is back.
+        """
+        now = self._clock()
+        well: list[ChunkStore] = []
+        ailing: list[ChunkStore] = []
+        with self._lock:
+            if not self._ailing:
+                return sources
+            for source in sources:
+                until, pause = self._ailing.get(source.name, (now, 0.0))
+                if now < until:
+                    ailing.append(source)
+                    continue
+                if pause:
+                    self._ailing[source.name] = now + pause, pause
+                well.append(source)
+        return [*well, *ailing]
+
+    def failed(self, source: ChunkStore) -> None:
+        """`source` did not answer what another one had, or did not answer at all."""
+        now = self._clock()
+        with self._lock:
+            until, pause = self._ailing.get(source.name, (0.0, FIRST_PAUSE / 2))
+            if now >= until or pause < FIRST_PAUSE:
+                pause = min(LONGEST_PAUSE, pause * 2)
+                self._ailing[source.name] = now + pause, pause
+
+    def answered(self, source: ChunkStore) -> None:
+        """`source` is well."""
+        with self._lock:
+            self._ailing.pop(source.name, None)
