@@ -14,6 +14,8 @@ from snapshotter.format.digest import Digest
 from snapshotter.snapshots.model import Kind, Layer, Link, Mount
 from snapshotter.snapshots.paths import Paths
 
+_XINO = "xino=on"
+
 
 def lowers(links: Iterable[Link], paths: Paths, mountpoint: Callable[[Digest], Path]) -> list[Path]:
     """The lower directories that a chain of committed snapshots (topmost first) needs, topmost first.
@@ -37,7 +39,7 @@ def lowers(links: Iterable[Link], paths: Paths, mountpoint: Callable[[Digest], P
 def derive(kind: Kind, ident: int, below: Sequence[Path], paths: Paths, extra: Sequence[str]) -> tuple[Mount, ...]:
     """The mounts of the snapshot `ident`, active or a view, on the lower directories `below` (topmost first).
 
-    `extra` are options for every overlayfs mount (``index=off``).
+    `extra` are options for overlayfs mounts (see `overlay_options`).
     """
     if not below:
         return (_bind(paths.upper(ident), "ro" if kind is Kind.VIEW else "rw"),)
@@ -47,6 +49,8 @@ def derive(kind: Kind, ident: int, below: Sequence[Path], paths: Paths, extra: S
     if kind is Kind.ACTIVE:
         options += [f"workdir={paths.work(ident)}", f"upperdir={paths.upper(ident)}"]
     options.append("lowerdir=" + ":".join(map(str, below)))
+    if all(path.is_relative_to(paths.snapshots) for path in below):
+        extra = [option for option in extra if option != _XINO]  # one file system: the kernel would call it useless, each time
     return (Mount("overlay", "overlay", (*options, *extra)),)
 
 
@@ -69,8 +73,11 @@ def overlay_options(module: Path = Path("/sys/module/overlay/parameters")) -> tu
     """The options that this kernel's overlayfs should get.
 
     An index of hard links would tie an upper directory to one stack of lowers, and fail the mount with ESTALE on another.
+    Lazy layers are file systems of their own; ``xino`` gives their files one device and inode numbers that readdir and stat
+    agree on, as layers on one file system have them (docs/decisions/inode-numbers.md).
     """
-    return ("index=off",) if (module / "index").exists() else ()
+    options = (("index", "index=off"), ("xino_auto", _XINO))
+    return tuple(option for parameter, option in options if (module / parameter).exists())
 
 
 def _bind(source: Path, access: str) -> Mount:

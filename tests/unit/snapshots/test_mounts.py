@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from snapshotter.format.digest import Digest, sha256
@@ -69,3 +70,16 @@ def test_index_is_turned_off_where_the_kernel_has_it(tmp_path: Path) -> None:
     assert mounts.overlay_options(tmp_path) == ()
     (tmp_path / "index").write_text("N")
     assert mounts.overlay_options(tmp_path) == ("index=off",)
+
+
+def test_inode_numbers_agree_on_stacks_of_several_file_systems(tmp_path: Path) -> None:
+    (tmp_path / "xino_auto").write_text("N")
+    options = mounts.overlay_options(tmp_path)
+    assert options == ("xino=on",)
+
+    def stacked(*below: Path) -> Sequence[str]:
+        (mount,) = mounts.derive(Kind.ACTIVE, 7, below, PATHS, options)
+        return mount.options[3:]
+
+    assert stacked(mountpoint(A)) == stacked(PATHS.upper(3), mountpoint(A)) == ("xino=on",)
+    assert stacked(PATHS.upper(3), PATHS.upper(2)) == (), "one file system: the kernel would say that it is useless"
