@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def serve(config_path: Path | None, root: Path | None, address: Path | None, log
         log_level=log_level or config.log_level,
     )
     logs.set_up(config.log_level)
+    raise_descriptor_limit()
     # Blocked before any thread is started, so that every thread leaves the signals to the sigwait below.
     ending = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
@@ -58,6 +60,12 @@ def serve(config_path: Path | None, root: Path | None, address: Path | None, log
         signal.sigwait(ending)
         notify("STOPPING=1")
         _log.info("ending")
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many open files as we may (getrlimit(2)), for this process and those it starts: a mount takes two to three."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _absolute(path: Path | None) -> Path | None:
