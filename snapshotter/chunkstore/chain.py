@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from snapshotter.chunkstore.background import Background, BackgroundPolicy, PackRest
 from snapshotter.chunkstore.base import BlobReader, ChunkStore
 from snapshotter.chunkstore.blobs import BlobStore
 from snapshotter.chunkstore.cache import CachedStore, ChunkCache
@@ -68,6 +69,7 @@ class Node:
         read_timeout: float = 60.0,
         limits: Limits | None = None,
         sealing: Sealing | None = None,
+        background: BackgroundPolicy | None = None,
     ) -> None:
         self.stats = Stats()
         self.reads = Reads()
@@ -80,6 +82,7 @@ class Node:
         self._prefetches = Prefetches(self.indexes)
         self._links: dict[str, Link] = {}
         self._health = Health()
+        self.background = Background(background, self.reads) if background is not None else None
         self._recent = RecentChunks()
         self._limits = limits
         self._read_timeout = read_timeout
@@ -146,6 +149,14 @@ class Node:
         """
         self._prefetches.begin(start, packs, sources, partial(self._plain, sources))
 
+    def complete(
+        self, packs: Sequence[PackPlace], sources: Sequence[BlobReader], layer: str, has: Callable[[Digest], bool]
+    ) -> None:
+        """Fetch the rest of `layer` when it is quiet, where a policy was given: the chunks of `packs` that it `has`."""
+        if self.background is not None:
+            indexes = partial(self.indexes.open, readers=sources)
+            self.background.add(layer, PackRest(self._plain(sources, packs), packs, indexes, has, self.cache))
+
     def settle(self) -> None:
         """Wait until the starts that are being fetched have come, or failed."""
         self._prefetches.settle()
@@ -170,10 +181,13 @@ class Node:
     def report(self) -> dict[str, Any]:
         """What this process has done and does, as JSON values: ``counts`` by name and source, ``reads`` (`Reads.report`)."""
         counts = {what.value: by_source for what, by_source in self.stats.snapshot().items() if by_source}
-        return {"counts": counts, "reads": self.reads.report()}
+        background = self.background.report() if self.background is not None else {}
+        return {"counts": counts, "reads": self.reads.report(), "background": background}
 
     def close(self) -> None:
         """End the threads, after what they have begun, and write what the cache has queued. Calling it again does nothing."""
+        if self.background is not None:
+            self.background.close()
         self._prefetches.close()
         self.pool.close()
         self.cache.close()

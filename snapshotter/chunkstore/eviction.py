@@ -32,9 +32,11 @@ LOW_WATER = 0.9
 class Evictor:
     """Watches the directory `path`; `added` says that this process has written something."""
 
-    def __init__(self, path: Path, max_bytes: int, stats: Stats) -> None:
+    def __init__(self, path: Path, max_bytes: int, stats: Stats, *, low_water: float = LOW_WATER) -> None:
+        """`low_water` is the part of `max_bytes` down to which a pass evicts."""
         self._path = path
         self._max_bytes = max_bytes
+        self._low_water = low_water
         self._stats = stats
         self._wake = threading.Event()
         self._lock = threading.Lock()
@@ -72,7 +74,7 @@ class Evictor:
                 if used <= self._max_bytes or not oldest or self._closed:
                     return used
                 used = self._evict(used, oldest)
-                if used <= self._max_bytes * LOW_WATER:
+                if used <= self._max_bytes * self._low_water:
                     return used
 
     def close(self) -> None:
@@ -83,7 +85,7 @@ class Evictor:
             self._thread.join()
 
     def _evict(self, used: int, oldest: list[tuple[float, int, str]]) -> int:
-        goal = self._max_bytes * LOW_WATER
+        goal = self._max_bytes * self._low_water
         for _, size, path in oldest:
             if used <= goal or self._closed:
                 break

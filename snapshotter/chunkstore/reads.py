@@ -68,6 +68,11 @@ class Reads:
             self._seconds[kind] += seconds
 
     @property
+    def fetches(self) -> int:
+        """Reads that have waited for a fetch and are done."""
+        return sum(self._counts["fetch"])
+
+    @property
     def busy(self) -> bool:
         """Whether anybody waits for a fetch now."""
         return bool(self._waiting["fetch"])

@@ -15,6 +15,7 @@ from snapshotter.errors import PuzzlefsError
 
 _COMMANDS = {
     "build": "snapshotter.cli.local",
+    "cache": "snapshotter.cli.cache",
     "convert": "snapshotter.cli.images",
     "diff": "snapshotter.cli.examine",
     "doctor": "snapshotter.cli.doctor",

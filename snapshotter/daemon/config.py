@@ -37,11 +37,12 @@ class Config:
     `root`: all state, chunks and mounts. `address`: the Unix socket of the snapshots service. `cache_max_bytes`: cap of the
     chunk cache, None for none. `read_timeout`: seconds after which a container's read that waits for the network fails with
     EIO. `metrics_address`: a loopback ``HOST:PORT`` where metrics can be had besides the status socket, None for none.
-    `mount_workers`: processes that serve mounts. `fs_verity`: whether the kernel's is to check this node's files.
-    `registries`: settings by registry host, as references name it. `containerd_address`: containerd's own socket.
-    `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are asked before registries.
-    `allowed_registries`: None for all. `credential_files`: in docker's or podman's form, besides the usual ones.
-    `kubelet_providers`: the kubelet's credential provider configuration and the directory of its
+    `background`: whether the rest of images is fetched unasked, after `background_quiet` seconds in which no read had to wait,
+    with `background_rate` bytes a second in each worker. `mount_workers`: processes that serve mounts. `fs_verity`: whether
+    the kernel's is to check this node's files. `registries`: settings by registry host, as references name it.
+    `containerd_address`: containerd's own socket. `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that
+    are asked before registries. `allowed_registries`: None for all. `credential_files`: in docker's or podman's form,
+    besides the usual ones. `kubelet_providers`: the kubelet's credential provider configuration and the directory of its
     programs. `cri_image_service`: whether Kubernetes' image service is served as well, to hear the credentials of pulls.
     """
 
@@ -51,6 +52,9 @@ class Config:
     cache_max_bytes: int | None = None
     read_timeout: float = 60.0
     metrics_address: str | None = None
+    background: bool = True
+    background_rate: int = 8_000_000
+    background_quiet: float = 60.0
     mount_workers: int = field(default_factory=lambda: min(MOUNT_WORKERS_MAX, os.cpu_count() or 1))
     fs_verity: fsverity.Mode = fsverity.Mode.AUTO
     registries: Mapping[str, RegistryConfig] = field(default_factory=dict)
@@ -93,8 +97,11 @@ def parse(data: Mapping[str, Any]) -> Config:
         "root": absolute,
         "address": absolute,
         "log_level": _log_level,
-        "cache.max_size": _size,
+        "cache.max_size": parse_size,
         "fetch.read_timeout": seconds,
+        "background.enabled": flag,
+        "background.rate": _rate,
+        "background.quiet": seconds,
         "metrics.address": _loopback,
         "mount.workers": _workers,
         "containerd.address": absolute,
@@ -109,6 +116,9 @@ def parse(data: Mapping[str, Any]) -> Config:
     names = {
         "cache.max_size": "cache_max_bytes",
         "fetch.read_timeout": "read_timeout",
+        "background.enabled": "background",
+        "background.rate": "background_rate",
+        "background.quiet": "background_quiet",
         "metrics.address": "metrics_address",
         "mount.workers": "mount_workers",
         "containerd.address": "containerd_address",
@@ -180,7 +190,19 @@ def _fs_verity(key: str, value: Any) -> fsverity.Mode:
     return fsverity.Mode(value)
 
 
-def _size(key: str, value: Any) -> int | None:
+def _rate(key: str, value: Any) -> int:
+    rate = parse_size(key, value)
+    if rate is None:
+        raise InvalidError(f"{key} must be more than 0 bytes a second; background.enabled = false fetches nothing unasked")
+    return rate
+
+
+def parse_size(key: str, value: Any) -> int | None:
+    """Bytes from a size such as ``20GiB``; None for 0, which is no limit. `key` is for the message.
+
+    Raises:
+        InvalidError: it is none.
+    """
     match = _SIZE.match(str(value))
     if isinstance(value, bool) or match is None:
         raise InvalidError(f'{key} must be a size such as "20GiB" (0: no limit), not {value!r}')

@@ -328,7 +328,7 @@ class Layers:
 
 def _hinted(layer: MetadataLayer, image: str | None) -> LayerSource:
     images = tuple(dict.fromkeys(ref for ref in (image, layer.source) if ref is not None))
-    return LayerSource(layer.packs, images, to_text(layer.diff_id), profile=layer.profile)
+    return LayerSource(layer.packs, images, to_text(layer.diff_id), profile=layer.profile, background=layer.background)
 
 
 def _merged(sources: Sequence[LayerSource]) -> LayerSource:

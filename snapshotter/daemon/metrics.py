@@ -69,6 +69,10 @@ class _Collector:
         yield _gauge("worker_mounts", "Mounts that a worker serves", ("worker",), mounts)
         up: dict[tuple[str, ...], float] = {(str(state.number),): float(state.report is not None) for state in overview.workers}
         yield _gauge("worker_up", "Whether a worker answers", ("worker",), up)
+        background: dict[tuple[str, ...], float] = {("fetching",): 0.0, ("waiting",): 0.0}
+        for told in overview.background.values():
+            background["fetching" if told.get("state") == "fetching" else "waiting",] += 1
+        yield _gauge("background_layers", "Layers whose rest is still to be fetched unasked", ("state",), background)
         yield _single("layers_failed", "Layers that cannot be mounted now", len(overview.failed))
         yield from _coverage(overview.layers)
 

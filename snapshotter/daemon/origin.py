@@ -71,7 +71,14 @@ class Origins:
             except PuzzlefsError as error:
                 _log.warning("where layer %s came from: %s", to_text(layer.diff_id), error)
         hint = [layer.source] if layer.source is not None else []
-        return LayerSource(layer.packs, tuple(dict.fromkeys([*said, *hint])), to_text(layer.diff_id), namespaces, layer.profile)
+        return LayerSource(
+            layer.packs,
+            tuple(dict.fromkeys([*said, *hint])),
+            to_text(layer.diff_id),
+            namespaces,
+            layer.profile,
+            background=layer.background,
+        )
 
     def _is_there(self, content: Content, layer: MetadataLayer) -> bool:
         """Whether the image was loaded or pulled whole: then its metadata is there, or at least the first pack."""

@@ -85,7 +85,7 @@ def rehearse(
         raise FailedPreconditionError("running a container takes runc: install it, or give a recorded start with --profile")
     words = command_of(image_config, command)
     with contextlib.ExitStack() as stack:
-        work = Path(tempfile.mkdtemp(prefix="puzzlefs-", dir=temporary))
+        work = Path(tempfile.mkdtemp(prefix="puzzlefs-", dir=temporary)).resolve()  # runc takes no symlink for a root
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         mountpoints = stack.enter_context(_mounted(work, layers, image, config, config_path))
         root = stack.enter_context(_overlay(work, mountpoints))

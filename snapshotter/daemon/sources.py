@@ -35,7 +35,8 @@ class LayerSource:
     `images`: references whose repositories have them. `layer` is the diff ID as text, by which reports name it. `namespaces`:
     those of containerd whose content store has some of the packs. `profile` is the pack, one of `packs`, to be fetched at once;
     `start` a file of a start that was recorded on this node (`recorder`), whose chunks are; `record` one to record reads in.
-    `mountpoint` is given for a layer that was just pulled, whose start is still to come.
+    `mountpoint` is given for a layer that was just pulled, whose start is still to come. `background`: whether the rest may be
+    fetched unasked.
     """
 
     packs: tuple[PackPlace, ...]
@@ -46,6 +47,7 @@ class LayerSource:
     start: str | None = None
     record: str | None = None
     mountpoint: str | None = None
+    background: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for a worker."""
@@ -58,6 +60,7 @@ class LayerSource:
             "start": self.start,
             "record": self.record,
             "mountpoint": self.mountpoint,
+            "background": self.background,
         }
 
     @classmethod
@@ -81,6 +84,7 @@ class LayerSource:
                 None if start is None else str(start),
                 None if record is None else str(record),
                 None if mountpoint is None else str(mountpoint),
+                bool(value.get("background", True)),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidError(f"not the source of a layer: {error!r}") from None

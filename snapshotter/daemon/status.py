@@ -93,7 +93,7 @@ class Overview:
     errors: Sequence[Mapping[str, str]]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; see `docs/status.md`."""
+        """As JSON values. Sizes are bytes, times ISO 8601 in UTC; names are those of this package's classes and of `Count`."""
         place = {mount: state.number for state in self.workers for mount in state.mounts}
         waiting = [
             {**read, "worker": state.number}
@@ -162,6 +162,15 @@ class Overview:
         }
 
 
+def _background(workers: Sequence[WorkerState]) -> dict[str, Any]:
+    """By layer, what its worker says of the rest of it (`background.Background.report`), and which worker that is."""
+    return {
+        layer: {**told, "worker": state.number}
+        for state in workers
+        for layer, told in (state.report or {}).get("background", {}).items()
+    }
+
+
 class Status:
     """Gathers an `Overview`. Safe to use from any thread."""
 
@@ -174,16 +183,14 @@ class Status:
         failed: Callable[[], Mapping[Digest, PuzzlefsError]],
         max_bytes: int | None,
         errors: RecentErrors,
-        background: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        """`failed` are the layers that cannot be mounted, and why; `background` says what is being fetched unasked."""
+        """`failed` are the layers that cannot be mounted, and why."""
         self._node = node
         self._layers = layers
         self._activity = activity
         self._failed = failed
         self._max_bytes = max_bytes
         self._errors = errors
-        self._background = background
         self._started = time.time()
         self._lock = threading.Lock()
         self._known: tuple[float, dict[str, Coverage], CacheState] | None = None
@@ -204,7 +211,7 @@ class Status:
             mountpoints=mountpoints,
             failed={to_text(diff_id): str(error) for diff_id, error in self._failed().items()},
             cache=cache,
-            background=self._background(),
+            background=_background(workers),
             errors=self._errors.list(),
         )
 

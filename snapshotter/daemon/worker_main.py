@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from snapshotter import __version__
+from snapshotter.chunkstore.background import BackgroundPolicy
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.directory import VerityOf
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cache_max_bytes=options.cache_max_bytes,
         read_timeout=options.read_timeout,
         sealing=fsverity if options.seal else None,
+        background=BackgroundPolicy(config.background_quiet, config.background_rate) if config.background else None,
     )
     told = DaemonKeychain(options.keychain) if options.keychain is not None else None
     reach = Reach(replace(config, read_timeout=options.read_timeout), told)
@@ -86,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if source.profile is not None or source.start is not None:
             recorded = None if source.start is None else Path(source.start)
             node.bring(source.packs, stores, Start(source.layer, source.profile, recorded))
+        if source.background and source.record is None:
+            node.complete(source.packs, stores, source.layer, lambda digest: verity_of(digest) is not None)
         if source.mountpoint is None:
             chain = node.chain(source.packs, stores, source.layer, verity_of)
         else:

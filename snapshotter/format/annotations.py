@@ -24,6 +24,8 @@ VERITY = PREFIX + "verity"
 PACKS = PREFIX + "packs"
 SOURCE = PREFIX + "source"
 PROFILE = PREFIX + "profile"
+BACKGROUND = PREFIX + "background"
+"""``off``: of this layer nothing is fetched that nobody reads. Set by hand, or by whoever builds the image."""
 PACK = PREFIX + "pack"
 TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 """The key under which containers/storage (podman from 5.1 on) asks an additional layer store; its value is the diff ID."""
@@ -58,7 +60,7 @@ class MetadataLayer:
 
     `metadata` is the digest of the stored (zstd) blob, `diff_id` that of the uncompressed message, `verity` the message's
     fs-verity digest, `source` the reference under which the image was pushed: a hint. `profile` is the pack, one of `packs`,
-    that holds what a start reads, to be fetched at once.
+    that holds what a start reads, to be fetched at once. `background`: whether the rest may be fetched unasked.
     """
 
     metadata: Digest
@@ -67,6 +69,7 @@ class MetadataLayer:
     packs: tuple[PackPlace, ...]
     source: str | None = None
     profile: Digest | None = None
+    background: bool = True
 
     def annotations(self) -> dict[str, str]:
         """The annotations that say this.
@@ -86,6 +89,8 @@ class MetadataLayer:
             values[SOURCE] = self.source
         if self.profile is not None:
             values[PROFILE] = to_text(self.profile)
+        if not self.background:
+            values[BACKGROUND] = "off"
         for key, value in values.items():
             if len(key) + len(value.encode()) > LABEL_MAX:
                 raise InvalidError(f"annotation {key} would take {len(value)} bytes; containerd takes {LABEL_MAX} with the key")
@@ -130,6 +135,7 @@ def parse(labels: Mapping[str, str]) -> MetadataLayer | PackLayer | None:
         packs=packs,
         source=labels.get(SOURCE),
         profile=profile,
+        background=labels.get(BACKGROUND) != "off",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,21 @@ _MANIFESTS = ", ".join(
 class DockerRegistry:
     """The registry at `endpoint` (host, port), its data below `directory`; in the namespace of `link` if one is given."""
 
-    def __init__(self, directory: Path, link: Link | None = None) -> None:
+    def __init__(self, directory: Path, link: Link | None = None, *, access_log: bool = False) -> None:
+        """`access_log`: note every request, for `served`."""
+        self._log = directory / "registry.log"
         self.storage = directory / "storage"
         self.storage.mkdir(parents=True)
         self.endpoint = (link.inside if link else "127.0.0.1", 5000 if link else _free_port())
         config = directory / "config.yml"
         config.write_text(
             "version: 0.1\n"
-            "log: {level: warn, accesslog: {disabled: true}}\n"
+            f"log: {{level: warn, accesslog: {{disabled: {'false' if access_log else 'true'}}}}}\n"
             f"storage: {{filesystem: {{rootdirectory: {self.storage}}}, delete: {{enabled: true}}}}\n"
             f"http: {{addr: '{self.endpoint[0]}:{self.endpoint[1]}', secret: none-needed-for-one-instance}}\n"
         )
         command = [tools.find("docker-registry"), "serve", str(config)]
-        self.service = Service(link.inside_command(command) if link else command, directory / "registry.log")
+        self.service = Service(link.inside_command(command) if link else command, self._log)
         try:
             self.service.wait_until(self._answers, "answering")
         except BaseException:
@@ -65,6 +68,11 @@ class DockerRegistry:
     def repositories(self) -> list[str]:
         """The repositories that exist."""
         return list(json.loads(self._get("/v2/_catalog"))["repositories"])
+
+    def served(self) -> tuple[int, int]:
+        """Bytes of answers' bodies so far, and requests, by the access log (Apache's combined form)."""
+        found = re.findall(r'^\S+ - \S* ?\[[^]]*\] "GET [^"]*" \d{3} (\d+)', self._log.read_text(), re.MULTILINE)
+        return sum(map(int, found)), len(found)
 
     def stop(self) -> None:
         """End the registry; its data stay."""

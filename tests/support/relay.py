@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 _PIECE = 256 * 1024
@@ -17,8 +18,10 @@ class Relay:
     `connections` the connections, since `reset`.
     """
 
-    def __init__(self, upstream: tuple[str, int]) -> None:
+    def __init__(self, upstream: tuple[str, int], delay: float = 0.0) -> None:
+        """`delay`: seconds by which every piece of a request comes later, and so every answer."""
         self.upstream = upstream
+        self._delay = delay
         self.received = self.sent = self.connections = 0
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
@@ -106,6 +109,8 @@ class Relay:
         buffer = memoryview(bytearray(_PIECE))
         with contextlib.suppress(OSError):
             while size := source.recv_into(buffer):
+                if self._delay and counter == "sent":
+                    time.sleep(self._delay)
                 target.sendall(buffer[:size])
                 with self._lock:
                     setattr(self, counter, getattr(self, counter) + size)

@@ -56,7 +56,7 @@ class Snapshotter:
         self.log = directory / "snapshotter.log"
         directory.mkdir(parents=True, exist_ok=True)
         self.hosts = directory / "certs.d"
-        lines = ["[fetch]", f"read_timeout = {read_timeout}"]
+        lines = ["[fetch]", f"read_timeout = {read_timeout}", "[background]", "enabled = false"]
         lines += ["[containerd]", f'address = "{containerd}"', f'config_path = "{self.hosts}"']
         for host in plain_http:
             lines += [f'[registry."{host}"]', "plain_http = true"]
