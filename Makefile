@@ -3,7 +3,8 @@
 #   make bench   every measurement of docs/benchmarks.md, and that file; `make bench-mount` and its like one of them
 #   make deb     the Debian package, in dist/
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
-.PHONY: demo bench test day lint format unit system faults venv packages containerds image kernel upstream roots lock clean
+#   make fuzz    hostile input, SECONDS for each of its readers
+.PHONY: demo bench fuzz test day lint format unit system faults venv packages containerds image kernel upstream roots lock clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -40,7 +41,7 @@ lint: venv
 	$(venv)/bin/ruff check .
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/mypy
-	$(venv)/bin/mypy --explicit-package-bases bench demo tests/conftest.py package tests/support tests/system tests/vm tests/package
+	$(venv)/bin/mypy --explicit-package-bases bench demo tests/conftest.py package tests/support tests/system tests/vm tests/fuzz tests/package
 	$(venv)/bin/lint-imports
 
 format: venv
@@ -63,6 +64,14 @@ chaos: packages venv image
 # three whole Debian root file systems, equal after build, mount and extract: some minutes, 3 GB, and the network
 roots: packages venv upstream
 	PUZZLEFS_ROOTS=1 $(pytest) --durations=10 tests/upstream/test_roots.py
+
+# every reader of foreign bytes, guided by coverage, SECONDS each; what fails one is left in the current directory
+SECONDS ?= 60
+fuzz: packages venv
+	@mkdir -p .tools/fuzz
+	@for target in $$(ls tests/fuzz/corpus); do echo "$$target, $(SECONDS) s"; \
+	    PYTHONPATH=. $(python) -m tests.fuzz.run $$target $(SECONDS) >.tools/fuzz/$$target.log 2>&1 \
+	    || { tail -n 40 .tools/fuzz/$$target.log; exit 1; }; grep stat:: .tools/fuzz/$$target.log; done
 
 packages:
 	@PYTHON=$(PYTHON) scripts/packages

@@ -20,6 +20,7 @@ UNPACKED = STATE / "debian"
 
 PACKAGES = {
     "busybox": "busybox-static",
+    "casync": "casync",
     "capnp": "capnproto",
     "containerd": "containerd",
     "containerd-shim-runc-v2": "containerd",
