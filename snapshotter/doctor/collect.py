@@ -8,18 +8,20 @@ from pathlib import Path
 
 import grpc
 
+from snapshotter.daemon import invariants
 from snapshotter.daemon.config import Config, load
 from snapshotter.doctor.asking import registry_facts
 from snapshotter.doctor.containerd import ContainerdFacts, check_containerd, snapshotter_names
-from snapshotter.doctor.finding import Finding, warn
+from snapshotter.doctor.finding import Finding, fail, warn
 from snapshotter.doctor.images import check_image
 from snapshotter.doctor.inventory import Inventory
 from snapshotter.doctor.kernel import check_kernel
 from snapshotter.doctor.machine import kernel_facts, service_facts
 from snapshotter.doctor.registry import check_registry
+from snapshotter.doctor.root import check_root
 from snapshotter.doctor.running import containerd_facts
 from snapshotter.doctor.service import check_service
-from snapshotter.errors import PuzzlefsError
+from snapshotter.errors import NotFoundError, PuzzlefsError
 from snapshotter.format.fsverity import Mode
 from snapshotter.registry.reference import Reference
 
@@ -43,11 +45,21 @@ def examine(request: Request) -> Iterator[Finding]:
     yield from check_kernel(kernel_facts(used.root), require_verity=used.fs_verity is Mode.REQUIRE)
     facts, containerd_pid = containerd_facts(request.containerd_address, request.containerd_config)
     yield from check_service(service_facts(config, config_error, request.config_path, containerd_pid))
+    yield from _root(used.root)
     yield from check_containerd(facts, str(used.address), str(used.root))
     if request.reference is not None:
         yield from check_registry(registry_facts(request.reference, used))
     if request.look_at_images and not facts.unreachable:
         yield from _images(request, facts, str(used.address))
+
+
+def _root(root: Path) -> Iterator[Finding]:
+    try:
+        yield from check_root(root, invariants.settled(root))
+    except NotFoundError:
+        return  # no daemon has ever run: others say so
+    except (PuzzlefsError, OSError) as error:
+        yield fail("root.agrees", f"the state in {root} cannot be read: {error}", "run the doctor as root")
 
 
 def _config(request: Request) -> tuple[Config | None, str]:
