@@ -221,19 +221,25 @@ class Server:
         self._interrupted = [read for read in waiting if not read.answered]
 
     def _read_near(self, read: Read) -> None:
-        if read.start(self._near):
-            if read.channel.session.is_near(read.job):
-                read.do()
-            elif read.stop():
-                self._far.submit(partial(self._read_far, read))
-                return
-        read.end()
+        handed_on = False
+        try:
+            if read.start(self._near):
+                if read.channel.session.is_near(read.job):
+                    read.do()
+                elif read.stop():
+                    self._far.submit(partial(self._read_far, read))
+                    handed_on = True
+        finally:
+            if not handed_on:
+                read.end()
 
     def _read_far(self, read: Read) -> None:
-        if read.start(self._far):
-            read.do(read.channel.session.read_far)
-            read.channel.session.follow(read.job)
-        read.end()
+        try:
+            if read.start(self._far):
+                read.do(read.channel.session.read_far)
+                read.channel.session.follow(read.job)
+        finally:
+            read.end()
 
     def _forget(self, channel: Channel) -> bool:
         with self._lock:
