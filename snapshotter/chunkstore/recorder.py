@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -23,10 +24,15 @@ class Recorded:
     """Writes a line (nanoseconds on the system-wide monotonic clock, digest) to the file `path` for every chunk that is read
     for the first time. What cannot be written is lost, and no read fails of it."""
 
-    def __init__(self, inner: ChunkStore, path: Path, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self, inner: ChunkStore, path: Path, *, seconds: float = math.inf, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        """`seconds` after the first read recording ends."""
         self._inner = inner
         self._path = path
         self._clock = clock
+        self._longest = seconds * 1e9
+        self._since: int | None = None
         self._seen: set[Digest] = set()
         self._lock = threading.Lock()
         self._fd: int | None = None
@@ -44,8 +50,13 @@ class Recorded:
         with self._lock:
             fresh = [ref.digest for ref in wanted if ref.digest not in self._seen and not ref.compressed]
             if fresh and self._fd is not None and len(self._seen) < RECORDED_MAX:
-                self._seen.update(fresh)
                 now = self._clock()
+                if self._since is None:
+                    self._since = now
+                if now - self._since > self._longest:
+                    self._stop()
+                    return self._inner.get(wanted)
+                self._seen.update(fresh)
                 with contextlib.suppress(OSError):
                     os.write(self._fd, b"".join(b"%d %s\n" % (now, digest.hex().encode()) for digest in fresh))
         return self._inner.get(wanted)
@@ -55,10 +66,13 @@ class Recorded:
 
     def close(self) -> None:
         with self._lock:
-            if self._fd is not None:
-                os.close(self._fd)
-            self._fd = None
+            self._stop()
         self._inner.close()
+
+    def _stop(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = None
 
 
 def read_records(paths: Iterable[Path]) -> list[Digest]:

@@ -89,6 +89,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
             node.fetch_indexes,
             node.indexes.trim,
             sealing,
+            config.root / "starts" if config.record_starts else None,
         )
         snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on
         stack.callback(snapshotter.close)

@@ -37,9 +37,10 @@ class Config:
     `root`: all state, chunks and mounts. `address`: the Unix socket of the snapshots service. `cache_max_bytes`: cap of the
     chunk cache, None for none. `read_timeout`: seconds after which a container's read that waits for the network fails with
     EIO. `metrics_address`: a loopback ``HOST:PORT`` where metrics can be had besides the status socket, None for none.
-    `background`: whether the rest of images is fetched unasked, after `background_quiet` seconds in which no read had to wait,
-    with `background_rate` bytes a second in each worker. `mount_workers`: processes that serve mounts. `fs_verity`: whether
-    the kernel's is to check this node's files. `registries`: settings by registry host, as references name it.
+    `record_starts`: whether what first starts read is recorded, for the next pull of the same layers. `background`: whether
+    the rest of images is fetched unasked, after `background_quiet` seconds in which no read had to wait, with
+    `background_rate` bytes a second in each worker. `mount_workers`: processes that serve mounts. `fs_verity`: whether the
+    kernel's is to check this node's files. `registries`: settings by registry host, as references name it.
     `containerd_address`: containerd's own socket. `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that
     are asked before registries. `allowed_registries`: None for all. `credential_files`: in docker's or podman's form,
     besides the usual ones. `kubelet_providers`: the kubelet's credential provider configuration and the directory of its
@@ -52,6 +53,7 @@ class Config:
     cache_max_bytes: int | None = None
     read_timeout: float = 60.0
     metrics_address: str | None = None
+    record_starts: bool = False
     background: bool = True
     background_rate: int = 8_000_000
     background_quiet: float = 60.0
@@ -99,6 +101,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "log_level": _log_level,
         "cache.max_size": parse_size,
         "fetch.read_timeout": seconds,
+        "profile": _profile,
         "background.enabled": flag,
         "background.rate": _rate,
         "background.quiet": seconds,
@@ -116,6 +119,7 @@ def parse(data: Mapping[str, Any]) -> Config:
     names = {
         "cache.max_size": "cache_max_bytes",
         "fetch.read_timeout": "read_timeout",
+        "profile": "record_starts",
         "background.enabled": "background",
         "background.rate": "background_rate",
         "background.quiet": "background_quiet",
@@ -188,6 +192,12 @@ def _fs_verity(key: str, value: Any) -> fsverity.Mode:
     if not isinstance(value, str) or value not in list(fsverity.Mode):
         raise InvalidError(f"{key} must be one of {', '.join(fsverity.Mode)}, not {value!r}")
     return fsverity.Mode(value)
+
+
+def _profile(key: str, value: Any) -> bool:
+    if value not in ("record", "off"):
+        raise InvalidError(f'{key} must be "record" or "off", not {value!r}')
+    return bool(value == "record")
 
 
 def _rate(key: str, value: Any) -> int:

@@ -95,8 +95,10 @@ class Layers:
         fetch_indexes: Callable[[Sequence[PackPlace], Sequence[BlobReader]], None],
         trim_indexes: Callable[[Collection[PackPlace]], None],
         sealing: Sealing | None = None,
+        records: Path | None = None,
     ) -> None:
-        """`root` is the snapshotter's; its directories are made. `sealing` has the kernel's fs-verity check the metadata."""
+        """`root` is the snapshotter's; its directories are made. `sealing` has the kernel's fs-verity check the metadata.
+        In `records` (None: not at all) what first starts read is recorded, and used when a layer is pulled again."""
         self._metadata_root = root / "layers"
         self._mount_root = root / "l"
         self._origins = origins
@@ -106,6 +108,7 @@ class Layers:
         self._fetch_indexes = fetch_indexes
         self._trim_indexes = trim_indexes
         self._sealing = sealing
+        self._records = records
         self._guard = threading.Lock()
         self._locks: dict[Digest, threading.Lock] = {}
         self._mounted: dict[Digest, LayerSource] = {}
@@ -276,9 +279,18 @@ class Layers:
         mountpoint = self._reserve(diff_id)
         if source not in self._remembered(diff_id):
             self._remember(diff_id, source)
-        told = replace(source, mountpoint=str(mountpoint)) if fresh else replace(source, profile=None)
+        told = self._starting(diff_id, replace(source, mountpoint=str(mountpoint))) if fresh else replace(source, profile=None)
         self._mounts.mount(to_text(diff_id), mountpoint, self._metadata(diff_id), told)
         self._mounted[diff_id] = source
+
+    def _starting(self, diff_id: Digest, source: LayerSource) -> LayerSource:
+        """`source` with the start that was recorded on this node, or with where to record it; an image's own profile comes
+        first."""
+        if self._records is None or source.profile is not None:
+            return source
+        record = self._records / diff_id.hex()
+        known = record.exists() and record.stat().st_size > 0
+        return replace(source, start=str(record)) if known else replace(source, record=str(record))
 
     def _reserve(self, diff_id: Digest) -> Path:
         with contextlib.suppress(NotFoundError):

@@ -106,7 +106,8 @@ class _RecordingMounts:
     def mount(self, name: str, mountpoint: Path, metadata: Path, source: LayerSource) -> None:
         """See `layers.Mounts`."""
         record = self._records / name.removeprefix("sha256:")
-        self._supervisor.mount(name, mountpoint, metadata, replace(source, profile=None, mountpoint=None, record=str(record)))
+        told = replace(source, profile=None, mountpoint=None, background=False, record=str(record))
+        self._supervisor.mount(name, mountpoint, metadata, told)
         mounting.set_read_ahead(mountpoint, mounting.PAGE)
 
     def update(self, mountpoint: Path, source: LayerSource) -> None:

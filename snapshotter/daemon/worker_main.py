@@ -28,6 +28,9 @@ from snapshotter.daemon.startwindow import Started, StartWindow
 from snapshotter.format import fsverity
 from snapshotter.mount import worker, workerproto
 
+RECORD_SECONDS = 120.0
+"""How long a start is recorded at most, from its first read on."""
+
 
 def command(config: Config, config_path: Path | None, *, sealing: bool = False) -> list[str]:
     """What starts a worker for a daemon with `config`, read from `config_path` if it came from a file.
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if source.profile is not None or source.start is not None:
             recorded = None if source.start is None else Path(source.start)
             node.bring(source.packs, stores, Start(source.layer, source.profile, recorded))
-        if source.background and source.record is None:
+        if source.background:
             node.complete(source.packs, stores, source.layer, lambda digest: verity_of(digest) is not None)
         if source.mountpoint is None:
             chain = node.chain(source.packs, stores, source.layer, verity_of)
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             known = source.profile is not None or source.start is not None
             window = StartWindow(Path(source.mountpoint), profile=known)
             chain = Started(node.chain(source.packs, stores, source.layer, verity_of, window.end), window)
-        return chain if source.record is None else Recorded(chain, Path(source.record))
+        return chain if source.record is None else Recorded(chain, Path(source.record), seconds=RECORD_SECONDS)
 
     try:
         return worker.main(make_store, arguments, node.report)

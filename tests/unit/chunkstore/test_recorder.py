@@ -21,6 +21,15 @@ def test_every_chunk_is_recorded_once_in_the_order_of_the_first_reads(tmp_path: 
     assert read_records([tmp_path / "records" / "one"]) == [DIGESTS[2], DIGESTS[0], DIGESTS[1]]
 
 
+def test_recording_ends_after_its_time(tmp_path: Path) -> None:
+    ticks = iter([0, 5_000_000_000, 11_000_000_000])
+    store = Recorded(StubStore(CHUNKS), tmp_path / "it", seconds=10, clock=lambda: next(ticks))
+    for raw in CHUNKS:
+        assert store.get(refs([raw])) == [raw]
+    store.close()
+    assert read_records([tmp_path / "it"]) == DIGESTS[:2]
+
+
 def test_the_layers_of_an_image_are_put_together_by_time(tmp_path: Path) -> None:
     ticks = iter(range(10))
     one, two = (Recorded(StubStore(CHUNKS), tmp_path / name, clock=lambda: next(ticks)) for name in ("1", "2"))

@@ -95,6 +95,26 @@ def files(root: Path) -> Sequence[Path]:
     return [path for path in (root / "layers").rglob("*") if path.is_file()]
 
 
+def test_a_first_start_is_recorded_and_the_record_used_when_the_layer_is_pulled_again(
+    tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
+) -> None:
+    origins, cached = Origins(lambda namespace: None, lambda name: []), Cached()
+    records = tmp_path / "starts"
+    layers = Layers(
+        tmp_path, origins, Sources(hosts), mounts, cached, lambda places, stores: None, lambda places: None, None, records
+    )
+    record = records / sha256(MESSAGE).hex()
+    layers.ensure(layer(), f"{registry.host}/app:1", "default")
+    (_, _, source) = mounts.mounted[to_text(sha256(MESSAGE))]
+    assert (source.record, source.start) == (str(record), None)
+    layers.release(sha256(MESSAGE))
+    records.mkdir()
+    record.write_text("1 " + "0" * 64 + "\n")
+    layers.ensure(layer(), f"{registry.host}/app:1", "default")
+    (_, _, source) = mounts.mounted[to_text(sha256(MESSAGE))]
+    assert (source.record, source.start) == (None, str(record))
+
+
 def test_a_layer_is_fetched_checked_and_mounted_once(
     tmp_path: Path, registry: FakeRegistry, hosts: Registries, mounts: Mounts
 ) -> None:
