@@ -56,6 +56,10 @@ unit: venv
 system: packages venv image containerds kernel upstream
 	$(pytest) -m root --durations=10 tests
 
+# a registry that does everything wrong that one can, for so many starts of containers and full reads; part of `system` with few
+faults: packages venv
+	FAULT_STARTS=$(STARTS) FAULT_SEED=$(SEED) $(pytest) -q tests/system/test_fault_proxy.py
+
 # kill -9 of workers, daemon and both, ROUNDS times at random, under a load that checks every byte; no read may take 5 s
 ROUNDS ?= 100
 chaos: packages venv image

@@ -31,7 +31,7 @@ from snapshotter.errors import CorruptError, PuzzlefsError
 from snapshotter.format.compression import Codec, decode_chunk, decode_group
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.pack import PackEntry
-from snapshotter.registry import deadline
+from snapshotter.registry.deadline import remaining
 
 log = logging.getLogger(__name__)
 
@@ -343,7 +343,7 @@ class PackStore:
         errors: list[PuzzlefsError] = []
         for digest, future in coming.items():
             try:
-                got[digest] = future.result(max(0.0, min(self._timeout, deadline.remaining())))
+                got[digest] = future.result(max(0.0, min(self._timeout, remaining())))
             except TimeoutError:
                 message = f"chunk {to_text(digest)}: gave up waiting for {self.name}, which did not answer in time"
                 errors.append(SourceUnavailableError(message, retryable=False))

@@ -38,8 +38,8 @@ def puzzlefs(*arguments: str | Path, check: bool = True, timeout: float = 300) -
 class Snapshotter:
     """``puzzlefs-snapshotter`` below `directory`, listening at `socket`; `plain_http` are registries without TLS.
 
-    `containerd` is the address of its containerd. ``hosts.toml`` files go below `hosts`. More of the configuration can be
-    appended to the file `config` before a `start`.
+    `containerd` is the socket of the containerd that it works for, which need not be there yet. ``hosts.toml`` files go below
+    `hosts`; `settings` is more of the configuration, to which more can be appended before a `start`.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class Snapshotter:
         directory: Path,
         plain_http: Iterable[str] = (),
         read_timeout: int = 60,
-        containerd: Path = Path("/nonexistent/containerd.sock"),
+        containerd: Path | None = None,
+        settings: str = "",
     ) -> None:
         self.directory = directory
         self.root = directory / "root"
@@ -57,10 +58,10 @@ class Snapshotter:
         directory.mkdir(parents=True, exist_ok=True)
         self.hosts = directory / "certs.d"
         lines = ["[fetch]", f"read_timeout = {read_timeout}", "[background]", "enabled = false"]
-        lines += ["[containerd]", f'address = "{containerd}"', f'config_path = "{self.hosts}"']
+        lines += ["[containerd]", f'address = "{containerd or directory}"', f'config_path = "{self.hosts}"']
         for host in plain_http:
             lines += [f'[registry."{host}"]', "plain_http = true"]
-        self.config.write_text("\n".join(lines) + "\n")
+        self.config.write_text("\n".join(lines) + f"\n{settings}\n")
         self.service: Service
         self.start()
 

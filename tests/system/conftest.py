@@ -159,11 +159,12 @@ def started(
     program: Path = Path("/nonexistent"),
     change: Callable[[str], str] = str,
     registries: Iterable[str] = (),
+    settings: str = "",
     **more: Any,
 ) -> Iterator[Node]:
     """A node; `more` is for its containerd, whose configuration gets `change`, `program` the compiled Go client.
 
-    `registries`: further ones without TLS.
+    `registries`: further ones without TLS. `settings`: more of our own configuration.
     """
     # a short path: Unix sockets take 107 bytes
     directory = Path(tempfile.mkdtemp(prefix="n-"))
@@ -174,6 +175,7 @@ def started(
             plain_http=[server.relay.address, *registries],
             read_timeout=5,
             containerd=directory / "c" / "containerd.sock",
+            settings=settings,
         )
         stack.callback(snapshotter.stop)
         root = str(snapshotter.root)
