@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,14 +35,20 @@ from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.reach import Reach
 from snapshotter.daemon.status import RecentErrors, Status
 from snapshotter.daemon.statusserver import StatusServer
+from snapshotter.daemon.store.images import RegistryImages
+from snapshotter.daemon.store.service import serving, take_off
+from snapshotter.daemon.store.state import References
 from snapshotter.daemon.supervisor import Supervisor
 from snapshotter.errors import FailedPreconditionError, InvalidError
 from snapshotter.format import fsverity
+from snapshotter.format.annotations import PackPlace
 from snapshotter.snapshots.differ import DiffService
 from snapshotter.snapshots.paths import check_ancestors, prepare_root
 from snapshotter.snapshots.service import SnapshotsService
 from snapshotter.snapshots.snapshotter import Snapshotter
 
+LAYER_STORE = "store"
+"""Below the root: what podman's layer store has for itself."""
 GRPC_THREADS = 16
 MESSAGE_MAX = 16 << 20
 """Largest gRPC message in bytes; containerd's own limit."""
@@ -80,24 +86,32 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
         held = Held(SystemdStore() if SystemdStore.is_there() else KeeperStore(workers))
         command = worker_main.command(config, config_path, sealing=sealing is not None)
         supervisor = Supervisor(command, workers, config.mount_workers, held, worker_main.identity(command, config_path))
-        layers = Layers(
-            config.root,
-            origins,
-            reach.sources,
-            supervisor,
-            node.cache.directory,
-            node.fetch_indexes,
-            node.indexes.trim,
-            sealing,
-            config.root / "starts" if config.record_starts else None,
-        )
+        remembered = References(config.root / LAYER_STORE / "references")
+
+        def trim_indexes(needed: Collection[PackPlace]) -> None:
+            node.indexes.trim({*needed, *remembered.packs()})
+
+        def make_layers(root: Path, origins: Origins) -> Layers:
+            return Layers(
+                root,
+                origins,
+                reach.sources,
+                supervisor,
+                node.cache.directory,
+                node.fetch_indexes,
+                trim_indexes,
+                sealing,
+                config.root / "starts" if config.record_starts else None,
+            )
+
+        layers = make_layers(config.root, origins)
         snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on
         stack.callback(snapshotter.close)
         stack.callback(held.close)
         stack.callback(supervisor.close)
         held.open()
         found = supervisor.start()
-        stale = supervisor.clear(config.root / "l")
+        stale = supervisor.clear(config.root / "l") + supervisor.clear(config.root / LAYER_STORE / "l")
         if found or stale:
             _log.info("going on with %d mounts of an earlier daemon, %d that nobody serves are taken off", found, stale)
         activity = Activity(supervisor.workers, node.report)
@@ -106,6 +120,13 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
         recovery = snapshotter.recover()
         for diff_id, error in recovery.failed.items():
             _log.error("layer %s is not mounted: %s", diff_id.hex(), error)
+        if config.layer_store_mountpoint is not None:
+            # podman's paths name the image, and containerd knows nothing of it
+            store_layers = make_layers(config.root / LAYER_STORE, Origins(lambda namespace: None, reach.ports))
+            images = RegistryImages(reach.registries)
+            stack.enter_context(serving(config.layer_store_mountpoint, remembered, images, store_layers, held))
+        else:
+            take_off(held)
         supervisor.settle()
         held.settle()
         server = grpc.server(

@@ -57,6 +57,7 @@ class Config:
     background: bool = True
     background_rate: int = 8_000_000
     background_quiet: float = 60.0
+    layer_store_mountpoint: Path | None = None
     mount_workers: int = field(default_factory=lambda: min(MOUNT_WORKERS_MAX, os.cpu_count() or 1))
     fs_verity: fsverity.Mode = fsverity.Mode.AUTO
     registries: Mapping[str, RegistryConfig] = field(default_factory=dict)
@@ -115,6 +116,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "credentials.kubelet_bin_dir": absolute,
         "cri.image_service": flag,
         "integrity.fs_verity": _fs_verity,
+        "layer_store.mountpoint": absolute,
     }
     names = {
         "cache.max_size": "cache_max_bytes",
@@ -131,6 +133,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "credentials.files": "credential_files",
         "cri.image_service": "cri_image_service",
         "integrity.fs_verity": "fs_verity",
+        "layer_store.mountpoint": "layer_store_mountpoint",
     }
     registries = data.get("registry", {})
     flat = {key: value for key, value in data.items() if not isinstance(value, dict) and key != "store"}

@@ -35,7 +35,7 @@ from snapshotter.errors import CorruptError, InvalidError, NotFoundError, Puzzle
 from snapshotter.format.annotations import MetadataLayer, PackPlace
 from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, sha256, to_text
-from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.rootfs import BLOCK_SIZE, Rootfs
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import BlobSource
 from snapshotter.snapshots.model import Usage
@@ -210,12 +210,26 @@ class Layers:
             NotFoundError: it is not here.
             CorruptError: its metadata is no layer's.
         """
+        with self._opened(diff_id) as rootfs:
+            return [pair.digest for pair in rootfs.verities()]
+
+    def content_size(self, diff_id: Digest) -> int:
+        """Bytes of the layer's files, in blocks of the file system, whether they are on this node or not.
+
+        Raises:
+            NotFoundError: the layer is not on this node.
+        """
+        with self._opened(diff_id) as rootfs:
+            return rootfs.survey().blocks * BLOCK_SIZE
+
+    @contextlib.contextmanager
+    def _opened(self, diff_id: Digest) -> Iterator[Rootfs]:
         try:
             rootfs = Rootfs.open(self._metadata(diff_id).read_bytes())
         except FileNotFoundError:
             raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
         try:
-            return [pair.digest for pair in rootfs.verities()]
+            yield rootfs
         finally:
             rootfs.close()
 

@@ -142,10 +142,11 @@ class Supervisor:
         """Take off what is mounted below `directory` and served by nobody; how many mounts that were. Before `mount`."""
         points = [info.mountpoint for info in mounting.our_mounts(directory)]
         with self._lock:
-            ours = {mount.mountpoint for mount in self._mounts.values()}
+            below = [mount for mount in self._mounts.values() if mount.mountpoint.is_relative_to(directory)]
+            ours = {mount.mountpoint for mount in below}
             # Where one lies over another, what is seen may be the one that nobody serves.
             doubtful = {point for point in points if points.count(point) > 1}
-            for mount in self._mounts.values():
+            for mount in below:
                 if mount.mountpoint in doubtful or mount.mountpoint not in points:
                     mount.detached = True
         stale = [point for point in points if point not in ours or point in doubtful]

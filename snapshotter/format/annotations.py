@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from snapshotter.errors import InvalidError
-from snapshotter.format.digest import Digest, from_text, to_text
+from snapshotter.format.digest import Digest, from_text, sha256, to_text
 
 MEDIA_TYPE_METADATA = "application/vnd.oci.image.layer.v1.puzzlefs.metadata+zstd"
 MEDIA_TYPE_PACK = "application/vnd.oci.image.layer.v1.puzzlefs.pack"
@@ -28,7 +28,8 @@ BACKGROUND = PREFIX + "background"
 """``off``: of this layer nothing is fetched that nobody reads. Set by hand, or by whoever builds the image."""
 PACK = PREFIX + "pack"
 TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
-"""The key under which containers/storage (podman from 5.1 on) asks an additional layer store; its value is the diff ID."""
+"""Its value is the key under which containers/storage (podman from 5.1 on) asks an additional layer store: a metadata layer's
+diff ID, a pack's `PackLayer.toc_digest`."""
 
 LABEL_MAX = 4096
 """containerd's limit on a label's key and value together, in bytes."""
@@ -103,9 +104,18 @@ class PackLayer:
 
     pack: Digest
 
+    @property
+    def toc_digest(self) -> Digest:
+        """The key of the pack in an additional layer store.
+
+        containers/storage takes equal keys for equal layers. A metadata layer's key is the digest of what it shows; a pack
+        shows nothing, so its key must not be a digest that any content could have.
+        """
+        return sha256(b"puzzlefs pack " + self.pack)
+
     def annotations(self) -> dict[str, str]:
         """The annotations that say this."""
-        return {PACK: to_text(self.pack), TOC_DIGEST: to_text(self.pack)}
+        return {PACK: to_text(self.pack), TOC_DIGEST: to_text(self.toc_digest)}
 
 
 def parse(labels: Mapping[str, str]) -> MetadataLayer | PackLayer | None:

@@ -17,7 +17,10 @@ from snapshotter.mount.wire import READ_MAX
 FUSE_DEVICE = "/dev/fuse"
 FS_TYPE = "fuse.puzzlefs"
 
-_MS_RDONLY = 1
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
 _MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,8 +53,10 @@ def open_fuse() -> int:
         raise FailedPreconditionError(f"{FUSE_DEVICE}: {error.strerror}: run as root, or allow this device") from error
 
 
-def mount(fd: int, mountpoint: Path, source: str) -> None:
-    """Mount the connection `fd` on `mountpoint`, read-only, and let it read ahead as far as a read may be long.
+def mount(fd: int, mountpoint: Path, source: str, flags: int = MS_RDONLY) -> None:
+    """Mount the connection `fd` on `mountpoint`, and let it read ahead as far as a read may be long.
+
+    Without MS_RDONLY the kernel passes attempts to change something on to the server, which refuses them all.
 
     The mount answers nobody before a server answers INIT: do not look into it until then. It is neither nosuid nor nodev: the
     layer's set-user-ID programs and devices must work in containers, and only root gets at the mountpoint itself.
@@ -62,7 +67,7 @@ def mount(fd: int, mountpoint: Path, source: str) -> None:
         UnsupportedError: the kernel refuses it for another reason.
     """
     options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={READ_MAX}"
-    result = _libc.mount(source.encode(), os.fsencode(mountpoint), FS_TYPE.encode(), _MS_RDONLY, options.encode())
+    result = _libc.mount(source.encode(), os.fsencode(mountpoint), FS_TYPE.encode(), flags, options.encode())
     if result != 0:
         raise _failure(ctypes.get_errno(), f"mounting {source} on {mountpoint}")
     raise_read_ahead(mountpoint)

@@ -350,19 +350,19 @@ def pack_resend() -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0)
 
 
-def pack_attr_out(attr: Attr) -> bytes:
-    """``fuse_attr_out``: valid for good."""
+def pack_attr_out(attr: Attr, valid: int = FOREVER) -> bytes:
+    """``fuse_attr_out``, which the kernel may believe for `valid` seconds."""
     ino, mode, nlink, uid, gid, size, blocks, rdev, sec, nsec = attr
     return _ATTR_OUT.pack(
-        FOREVER, 0, 0, ino, size, blocks, sec, sec, sec, nsec, nsec, nsec, mode, nlink, uid, gid, rdev, BLOCK_SIZE, 0
+        valid, 0, 0, ino, size, blocks, sec, sec, sec, nsec, nsec, nsec, mode, nlink, uid, gid, rdev, BLOCK_SIZE, 0
     )
 
 
-def pack_entry_out(attr: Attr) -> bytes:
-    """``fuse_entry_out``: node id is the inode number, generation 0, both valid for good."""
+def pack_entry_out(attr: Attr, valid: int = FOREVER) -> bytes:
+    """``fuse_entry_out``: node id is the inode number, generation 0, both believed for `valid` seconds."""
     ino, mode, nlink, uid, gid, size, blocks, rdev, sec, nsec = attr
     return _ENTRY_OUT.pack(
-        ino, 0, FOREVER, FOREVER, 0, 0,
+        ino, 0, valid, valid, 0, 0,
         ino, size, blocks, sec, sec, sec, nsec, nsec, nsec, mode, nlink, uid, gid, rdev, BLOCK_SIZE, 0,
     )  # fmt: skip
 

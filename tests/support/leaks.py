@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tests.support import mounts
 
-_MARK = "PUZZLEFS_TEST_SESSION"
+MARK = "PUZZLEFS_TEST_SESSION"
+"""The variable; a program that is started with an environment of its own should have it in there."""
 
 _POLLERS = 8
 """gRPC's engine keeps a few epoll and event descriptors for the process, whatever the number of channels and servers."""
@@ -28,9 +29,9 @@ class LeakCheck:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._name = uuid.uuid4().hex
-        self._before = {key: os.environ.get(key) for key in (_MARK, "TMPDIR")}
+        self._before = {key: os.environ.get(key) for key in (MARK, "TMPDIR")}
         self._tempdir = tempfile.tempdir
-        os.environ[_MARK] = self._name
+        os.environ[MARK] = self._name
         os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
         self._descriptors = _descriptors()
 
@@ -49,7 +50,7 @@ class LeakCheck:
 
     def _look(self) -> list[str]:
         found = [f"mount: {os.fsdecode(point)}" for point in mounts.mount_points(self._directory.parent)]
-        found += [f"process {pid}: {command}" for pid, command in _processes(f"{_MARK}={self._name}".encode())]
+        found += [f"process {pid}: {command}" for pid, command in _processes(f"{MARK}={self._name}".encode())]
         found += [f"temporary file: {path}" for path in self._directory.iterdir()]
         opened = {fd: target for fd, target in _descriptors().items() if self._descriptors.get(fd) != target}
         pollers = [fd for fd, target in opened.items() if target in ("anon_inode:[eventpoll]", "anon_inode:[eventfd]")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from snapshotter.build.image import Options, convert
 from snapshotter.format.digest import sha256, to_text
 from snapshotter.registry.base import Descriptor
+from snapshotter.registry.documents import descriptor_from_json
 from snapshotter.registry.layout import LayoutStore
 from tests.support.golden_data import noise, text
 from tests.support.images import SECOND, Layer
@@ -72,7 +73,7 @@ def build(store: LayoutStore) -> dict[str, object]:
         "manifest": to_text(done.manifest.digest),
         "config": manifest["config"]["digest"],
         "layers": [layer["digest"] for layer in manifest["layers"]],
-        "diff_ids": [layer["annotations"]["containerd.io/snapshot/stargz/toc.digest"] for layer in manifest["layers"]],
+        "diff_ids": json.loads(store.open_blob(descriptor_from_json(manifest["config"], "out")).read())["rootfs"]["diff_ids"],
     }
 
 

@@ -1,0 +1,203 @@
+"""podman runs PuzzleFS images from the layer store: without downloading them, and whatever becomes of registry and daemon."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import mounts, processes, trees
+from tests.support.containerd import Containerd
+from tests.support.podman import RECORDING, RELEASES, Podman
+from tests.support.processes import run
+from tests.support.snapshotter import Snapshotter, puzzlefs
+from tests.system.conftest import Published, Server
+
+pytestmark = pytest.mark.root
+
+SLEEP = ("/bin/busybox", "sleep", "1000")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine with podman and the layer store."""
+
+    directory: Path
+    snapshotter: Snapshotter
+    podman: Podman
+    server: Server
+
+    def reference(self, name: str) -> str:
+        """The full reference of an image of the session's registry."""
+        return f"{self.server.relay.address}/{name}"
+
+    def layer_mounts(self) -> list[bytes]:
+        """The store's layers that are mounted."""
+        return mounts.mount_points(self.snapshotter.root / "store" / "l")
+
+
+recording = pytest.mark.parametrize("machine", RECORDING, indirect=True)
+
+
+@pytest.fixture(params=RELEASES)
+def machine(request: pytest.FixtureRequest, server: Server) -> Iterator[Machine]:
+    """One for one test, with each podman in turn."""
+    directory = Path(tempfile.mkdtemp(prefix="p-"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory)
+        # podman is in a mount namespace of its own, and must see the mounts that come later, as under systemd
+        run("mount", "--bind", directory, directory)
+        stack.callback(mounts.unmount_all, directory)
+        run("mount", "--make-shared", directory)
+        store = directory / "store"
+        snapshotter = Snapshotter(
+            directory / "s",
+            plain_http=[server.relay.address],
+            read_timeout=5,
+            settings=f'[layer_store]\nmountpoint = "{store}"\n',
+        )
+        stack.callback(snapshotter.stop)
+        podman = Podman(request.param, directory, directory / "p", store, server.relay.address)
+        stack.callback(podman.close)
+        yield Machine(directory, snapshotter, podman, server)
+
+
+def test_runs_without_downloading(machine: Machine, plain: Published) -> None:
+    """A container starts, and what the registry sent is what it read: the image's other files stay there."""
+    machine.server.relay.reset()
+    assert machine.podman.run(machine.reference(plain.lazy), "/bin/busybox", "cat", "/data/hello") == "hello from a layer\n"
+    size = sum(int(str(layer["size"])) for layer in machine.server.layers(plain.lazy))
+    unread = 3 * 300_000  # three files of noise
+    assert machine.server.relay.received < size - unread * 9 // 10
+
+
+@recording
+def test_ordinary_image_runs(machine: Machine, plain: Published) -> None:
+    """The store does not stand in the way of an image that it does not serve."""
+    assert machine.podman.run(machine.reference(plain.ordinary), "/bin/busybox", "cat", "/data/hello") == "hello from a layer\n"
+
+
+def test_root_equals_that_of_the_ordinary_image(machine: Machine, odd: Published) -> None:
+    """Whiteouts, opaque directories, links, xattrs, devices, names, times: as podman itself unpacks them.
+
+    Left out is where podman and containerd disagree (we follow containerd): directories that a layer only implies, attributes
+    that only root may see, empty ones; and what podman makes for each container.
+    """
+    seen = []
+    for name in (odd.ordinary, odd.lazy):
+        _, pid = machine.podman.start(machine.reference(name), *SLEEP)
+        seen.append(trees.look(f"/proc/{pid}/root".encode()))
+    own = {b".", b"etc", b"etc/hostname", b"etc/hosts", b"etc/mtab", b"etc/resolv.conf", b"run", b"run/.containerenv"}
+    own |= {b"implicit", b"implicit/deeper", b"xattrs", b"xattrs/empty-value"}
+    expected, shown = ({name: what for name, what in one.items() if name not in own} for one in seen)
+    assert len(expected) > 150
+    assert trees.differences(expected, shown) == []
+
+
+@recording
+def test_removed_image_is_unmounted(machine: Machine, plain: Published) -> None:
+    """After ``podman rmi`` no layer of the image stays mounted."""
+    machine.podman.run(machine.reference(plain.lazy), "/bin/busybox", "true")
+    assert machine.layer_mounts()
+    machine.podman("rmi", "--force", machine.reference(plain.lazy))
+    assert machine.layer_mounts() == []
+
+
+@recording
+def test_registry_gone(machine: Machine, plain: Published) -> None:
+    """An image that was pulled runs without its registry, as far as its files were read before."""
+    reference = machine.reference(plain.lazy)
+    read = ("/bin/busybox", "cat", "/data/hello")
+    expected = machine.podman.run(reference, *read)
+    with machine.server.relay.gone():
+        assert machine.podman.run(reference, *read) == expected
+
+
+@recording
+def test_chunks_are_shared_with_containerd(machine: Machine, server: Server, plain: Published) -> None:
+    """What containerd's images on this machine have read is not fetched again for podman's."""
+    containerd = Containerd(machine.directory / "c", machine.snapshotter.socket)
+    try:
+        reference = machine.reference(plain.lazy)
+        puzzlefs("pull", reference, "-a", containerd.socket, "-n", containerd.namespace)
+        read = ("/bin/busybox", "cat", "/data/first", "/data/second", "/more/file")
+        containerd.run(reference, "/bin/busybox", "md5sum", *read[2:], snapshotter="puzzlefs")
+        server.relay.reset()
+        machine.podman.run(reference, "/bin/busybox", "md5sum", *read[2:])
+        assert server.relay.received < 100_000  # manifests, metadata, indexes
+    finally:
+        containerd.stop()
+
+
+@recording
+def test_daemon_dies_under_a_container(machine: Machine, plain: Published) -> None:
+    """A running container goes on while the daemon is gone; podman waits for the next one, and then works as before."""
+    reference = machine.reference(plain.lazy)
+    identity, _ = machine.podman.start(reference, *SLEEP)
+    read = ("exec", identity, "/bin/busybox", "md5sum", "/data/first")
+    digest = machine.podman(*read)
+    machine.snapshotter.service.process.kill()
+    machine.snapshotter.service.process.wait()
+    restart = threading.Timer(3, machine.snapshotter.start)  # longer than the kernel believes what it knows of the store
+    restart.start()
+    try:
+        assert machine.podman(*read) == digest
+    finally:
+        restart.join()
+    assert machine.podman(*read, "/more/file").startswith(digest)
+    assert machine.podman.run(reference, "/bin/busybox", "cat", "/data/hello") == "hello from a layer\n"
+    machine.podman("rm", "--force", "--time", "0", identity)
+    machine.podman("rmi", "--force", reference)
+    assert machine.layer_mounts() == []
+
+
+@recording
+def test_everything_dies_under_a_container(machine: Machine, plain: Published) -> None:
+    """Daemon and workers killed at once: the container reads on when they are back, and so does podman."""
+    reference = machine.reference(plain.lazy)
+    identity, _ = machine.podman.start(reference, *SLEEP)
+    machine.snapshotter.service.process.kill()
+    machine.snapshotter.service.process.wait()
+    root = str(machine.snapshotter.root)
+    for pid in processes.find(lambda words: "snapshotter.daemon.worker_main" in words and root in words):
+        processes.kill(pid)
+    machine.snapshotter.start()
+    assert machine.podman("exec", identity, "/bin/busybox", "cat", "/data/hello") == "hello from a layer\n"
+
+
+@recording
+def test_store_that_is_configured_no_more_is_unmounted(machine: Machine) -> None:
+    """Its directory is then an ordinary empty one, and no dead mount."""
+    machine.snapshotter.service.stop()
+    text = machine.snapshotter.config.read_text()
+    machine.snapshotter.config.write_text(text[: text.index("[layer_store]")])
+    machine.snapshotter.start()
+    assert mounts.mount_points(machine.directory / "store") == []
+    assert list((machine.directory / "store").iterdir()) == []
+
+
+@recording
+def test_paths_that_mean_nothing(machine: Machine, plain: Published) -> None:
+    """Whatever is looked up in the store: it does not exist, and nothing is kept of it."""
+    store = machine.directory / "store"
+    machine.podman.run(machine.reference(plain.lazy), "/bin/busybox", "true")
+    [known] = os.listdir(store)
+    unknown = base64.b64encode(f"{machine.server.relay.address}/nobody:1".encode()).decode()
+    key = "sha256:" + "0" * 64
+    names = ["x", "..x", "a" * 255, "%2e%2e", "MTI3LjAu=", unknown, f"{known}/{key}", f"{known}/sha256:zz", f"{known}/..x"]
+    names += [base64.b64encode(text).decode() for text in (b"../../etc", b"UPPER/x", b"\xff\xfe", b"host/name:tag@x")]
+    for name in names:
+        assert not os.path.lexists(store / name), name
+    for number in range(2000):
+        assert not os.path.lexists(store / base64.b64encode(b"n/%d:" % number).decode())
+    with pytest.raises(OSError, match="Read-only file system"):
+        (store / "new").mkdir()
+    assert os.listdir(store) == [known]
