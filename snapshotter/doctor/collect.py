@@ -17,6 +17,7 @@ from snapshotter.doctor.images import check_image
 from snapshotter.doctor.inventory import Inventory
 from snapshotter.doctor.kernel import check_kernel
 from snapshotter.doctor.machine import kernel_facts, service_facts
+from snapshotter.doctor.podman import check_podman, podman_facts
 from snapshotter.doctor.registry import check_registry
 from snapshotter.doctor.root import check_root
 from snapshotter.doctor.running import containerd_facts
@@ -47,6 +48,8 @@ def examine(request: Request) -> Iterator[Finding]:
     yield from check_service(service_facts(config, config_error, request.config_path, containerd_pid))
     yield from _root(used.root)
     yield from check_containerd(facts, str(used.address), str(used.root))
+    if used.layer_store_mountpoint is not None:
+        yield from check_podman(podman_facts(used.layer_store_mountpoint))
     if request.reference is not None:
         yield from check_registry(registry_facts(request.reference, used))
     if request.look_at_images and not facts.unreachable:

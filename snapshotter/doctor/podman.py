@@ -1,0 +1,102 @@
+"""podman on this node: its version, and whether its storage looks into the layer store; where there is to be one."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshotter.doctor.finding import Finding, fail, ok, warn
+from snapshotter.doctor.machine import output
+from snapshotter.mount import mounting
+
+STORAGE_CONF = (Path("/etc/containers/storage.conf"), Path("/usr/share/containers/storage.conf"))
+"""Where containers/storage looks for its configuration, the first that is there counting (containers-storage.conf(5))."""
+
+FORGETS_FROM = (5, 5)
+"""podman from here on has containers/storage 1.58 or later, which does not write down what layers it took from a store."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodmanFacts:
+    """`mountpoint`: of the layer store in our configuration. `mounted`: whether it is there. `version`: what podman says of
+    itself, empty where it is not installed. `storage_conf`: the file that counts, None for none; `stores`: its additional layer
+    stores, as they stand there; `error`: why it cannot be read."""
+
+    mountpoint: Path
+    mounted: bool = False
+    version: str = ""
+    storage_conf: Path | None = None
+    stores: Sequence[str] = ()
+    error: str = ""
+
+
+def check_podman(facts: PodmanFacts) -> list[Finding]:
+    """All that can be said about podman and the layer store."""
+    return [_mounted(facts), *_version(facts), _storage(facts)]
+
+
+def podman_facts(mountpoint: Path) -> PodmanFacts:
+    """What this machine says. Nothing is looked up below `mountpoint`, which may be waiting for the daemon."""
+    info = mounting.find(mountpoint)
+    mounted = info is not None and info.fs_type == mounting.FS_TYPE
+    said = output(["podman", "--version"]) or ""
+    version = match[1] if (match := re.search(r"(\d+\.\d+[\w.]*)", said)) else ""
+    path = next((path for path in STORAGE_CONF if path.exists()), None)
+    if path is None:
+        return PodmanFacts(mountpoint, mounted, version)
+    try:
+        stores = layer_stores(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return PodmanFacts(mountpoint, mounted, version, path, error=str(error))
+    return PodmanFacts(mountpoint, mounted, version, path, stores)
+
+
+def layer_stores(text: str) -> tuple[str, ...]:
+    """The additional layer stores that a storage.conf names.
+
+    Raises:
+        ValueError: it is no TOML, or names them in another form.
+    """
+    options = tomllib.loads(text).get("storage", {}).get("options", {})
+    stores = options.get("additionallayerstores", []) if isinstance(options, dict) else None
+    if not isinstance(stores, list) or not all(isinstance(store, str) for store in stores):
+        raise ValueError("additionallayerstores is not a list of strings")
+    return tuple(stores)
+
+
+def _mounted(facts: PodmanFacts) -> Finding:
+    if facts.mounted:
+        return ok("podman.mounted", f"the layer store is mounted on {facts.mountpoint}")
+    advice = "systemctl restart puzzlefs-snapshotter, and look at its log"
+    return fail("podman.mounted", f"the layer store is not mounted on {facts.mountpoint}", advice)
+
+
+def _version(facts: PodmanFacts) -> list[Finding]:
+    if not facts.version:
+        return []
+    numbers = tuple(int(number) for number in facts.version.split(".")[:2])
+    if numbers < FORGETS_FROM:
+        return [ok("podman.version", f"podman {facts.version} runs PuzzleFS images and keeps what it pulled")]
+    text = f"podman {facts.version} runs PuzzleFS images, but does not remember them: every run asks the registry again"
+    return [warn("podman.version", text, "a defect of containers/storage from 1.58 on; podman 5.4 and earlier are right")]
+
+
+def _storage(facts: PodmanFacts) -> Finding:
+    check = "podman.storage"
+    wanted = f"{facts.mountpoint}:ref"
+    line = f'additionallayerstores = ["{wanted}"] below [storage.options]'
+    if facts.storage_conf is None:
+        return fail(check, "there is no storage.conf that names the layer store", f"write {STORAGE_CONF[0]} with {line}")
+    if facts.error:
+        return fail(
+            check, f"{facts.storage_conf} cannot be read: {facts.error}", "mend it: podman does not start with it either"
+        )
+    if wanted in facts.stores:
+        return ok(check, f"{facts.storage_conf} names the layer store")
+    if str(facts.mountpoint) in facts.stores:
+        text = f"{facts.storage_conf} names the layer store without :ref, so it is not told which image a layer is of"
+        return fail(check, text, f"write {line}")
+    return fail(check, f"{facts.storage_conf} does not name the layer store", f"write {line}")

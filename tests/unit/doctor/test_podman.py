@@ -1,0 +1,62 @@
+"""What the doctor says of podman and the layer store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from snapshotter.doctor.finding import Level
+from snapshotter.doctor.podman import PodmanFacts, check_podman, layer_stores
+from tests.support import tools
+
+STORE = Path("/var/lib/puzzlefs-store")
+CONF = Path("/etc/containers/storage.conf")
+DEPLOYED = tools.ROOT / "deploy" / "podman" / "storage.conf"
+
+
+def levels(facts: PodmanFacts) -> dict[str, Level]:
+    return {finding.check: finding.level for finding in check_podman(facts)}
+
+
+def test_all_is_well() -> None:
+    facts = PodmanFacts(STORE, mounted=True, version="4.3.1", storage_conf=CONF, stores=[f"{STORE}:ref"])
+    assert set(levels(facts).values()) == {Level.OK}
+
+
+def test_a_store_that_is_not_mounted() -> None:
+    assert levels(PodmanFacts(STORE, storage_conf=CONF, stores=[f"{STORE}:ref"]))["podman.mounted"] is Level.FAIL
+
+
+@pytest.mark.parametrize(
+    ("version", "level"), [("4.3.1", Level.OK), ("5.4.2", Level.OK), ("5.5.0", Level.WARN), ("5.8.6", Level.WARN)]
+)
+def test_versions_that_forget(version: str, level: Level) -> None:
+    assert levels(PodmanFacts(STORE, version=version))["podman.version"] is level
+
+
+@pytest.mark.parametrize(
+    ("stores", "says"),
+    [([], "does not name"), ([str(STORE)], "without :ref"), (["/other:ref"], "does not name")],
+)
+def test_a_configuration_that_does_not_lead_there(stores: list[str], says: str) -> None:
+    """And what to write is said."""
+    [finding] = [f for f in check_podman(PodmanFacts(STORE, storage_conf=CONF, stores=stores)) if f.check == "podman.storage"]
+    assert finding.level is Level.FAIL
+    assert says in finding.text
+    assert f"{STORE}:ref" in finding.advice
+
+
+def test_no_configuration_and_a_broken_one() -> None:
+    assert levels(PodmanFacts(STORE))["podman.storage"] is Level.FAIL
+    assert levels(PodmanFacts(STORE, storage_conf=CONF, error="no TOML"))["podman.storage"] is Level.FAIL
+
+
+def test_the_shipped_configuration_leads_there() -> None:
+    assert layer_stores(DEPLOYED.read_text()) == (f"{STORE}:ref",)
+
+
+@pytest.mark.parametrize("text", ["x", "[storage.options]\nadditionallayerstores = 1", "[storage]\noptions = 1"])
+def test_what_is_no_configuration(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        layer_stores(text)
