@@ -183,6 +183,18 @@ def serve(
         FailedPreconditionError: libfuse does not mount it; it writes the reason to stderr itself.
     """
     operations = _Operations(tree, store, on_failure)
+    # One that comes when the mount is there and nobody listens yet would leave it to nobody: it waits until `_stop_on_signal`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        _serve_mounted(operations, mountpoint, options, ready)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+def _serve_mounted(operations: _Operations, mountpoint: Path, options: set[str], ready: Callable[[], None]) -> None:
     try:
         pyfuse3.init(operations, str(mountpoint), options)
     except RuntimeError as error:
@@ -207,7 +219,8 @@ async def _serve() -> None:
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_ENDING) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         async for number in signals:
             _log.info("unmounting on %s", signal.Signals(number).name)
             scope.cancel()
