@@ -178,10 +178,8 @@ def publish_images(place: Place) -> None:
     lazy, fast = (f"docker://{place.reference(name)}" for name in ("numpy-lazy:1", "numpy-fast:1"))
     puzzlefs("optimize", lazy, fast, "--config", place.config, "--temporary", place.work, "--", *COMMAND)
     for number, tree in enumerate(versions.versions()[:2], 1):
-        layer = (
-            run("tar", "-C", tree, "--sort=name", "--numeric-owner", "-cf", place.work / "layer.tar", ".")
-            and place.work / "layer.tar"
-        )
+        layer = place.work / "layer.tar"
+        run("tar", "-C", tree, "--sort=name", "--numeric-owner", "-cf", layer, ".")
         image = write_image(place.work / f"layout{number}", f"v{number}", [layer.read_bytes()], READ_ALL)
         push(image.reference, place, f"debian-ordinary:{number}")
         convert(place, f"debian-ordinary:{number}", f"debian-lazy:{number}")
