@@ -59,8 +59,10 @@ class RegistrySession:
         authorization = self._authorizer.header(scope) if own else None
         response = self._once(method, url, headers, authorization, body, read_timeout)
         if response.status == 401 and own and not response.foreign:
-            with response:
-                authorization = self._authorizer.renew(response, scope, authorization)
+            # Its connection is given back first: the token server may be the same host, whose connections may all be in the
+            # hands of requests that wait for a token.
+            response.close()
+            authorization = self._authorizer.renew(response, scope, authorization)
             response = self._once(method, url, headers, authorization, body, read_timeout)
         if response.status in expect:
             return response

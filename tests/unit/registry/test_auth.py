@@ -2,6 +2,7 @@ import io
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from snapshotter.errors import InvalidError, PuzzlefsError, UnavailableError
 from snapshotter.registry.auth import TOKEN_MARGIN, Challenge, parse_challenges
 from snapshotter.registry.client import RegistryStore
+from snapshotter.registry.connections import CONNECTIONS
 from snapshotter.registry.credentials import Credentials
 from snapshotter.registry.failures import DeniedError, RegistryUnavailableError
 from snapshotter.registry.hosts import RegistryConfig
 from snapshotter.registry.session import RegistrySession
-from snapshotter.registry.transport import Transport
+from snapshotter.registry.transport import Response, Transport
 from tests.support.registry import BasicAuth, FakeRegistry, Fault, TokenAuth
 
 PASSWORD = "hunter2-secret"
@@ -262,3 +264,24 @@ def test_any_header_is_parsed(header: str) -> None:
 def test_a_long_header_takes_no_long_time() -> None:
     for header in (" " * 100_000, "," * 100_000, 'a="' * 50_000, "a " * 50_000, "a=" * 50_000, 'a b="' + "\\" * 100_000):
         parse_challenges(header)
+
+
+def test_a_token_can_be_had_while_every_connection_was_answered_401(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token server is the registry itself here: a request that waits for a token must not keep its connection."""
+    with FakeRegistry(auth=TokenAuth()) as registry:
+        blob = registry.put_blob("app", b"content")
+        config = RegistryConfig(plain_http=True, answer_timeout=5)
+        session = RegistrySession(Transport(registry.host, config), Wallet())
+        store = RegistryStore(session, "app")
+        refused = threading.Barrier(CONNECTIONS)
+        renew = session._authorizer.renew
+
+        def renew_when_all_are_refused(response: Response, scope: str, rejected: str | None) -> str:
+            refused.wait(30)
+            return renew(response, scope, rejected)
+
+        monkeypatch.setattr(session._authorizer, "renew", renew_when_all_are_refused)
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            reads = [pool.submit(store.read_range, blob.digest, 0, 7) for _ in range(CONNECTIONS)]
+        assert [read.result() for read in reads] == [b"content"] * CONNECTIONS
+        session.close()
