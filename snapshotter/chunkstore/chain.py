@@ -102,25 +102,22 @@ class Node:
         Nothing is read here: an index is opened when a chunk is first looked for. Sources are not closed with the chain.
         """
         maps = [self.indexes.map(place, sources) for place in packs]
-        fetched = [
-            Verify(
-                PackStore(
-                    maps,
-                    source,
-                    pool=self.pool,
-                    stats=self.stats,
-                    local=self.cache,
-                    limits=self._limits,
-                    flying=self._flying,
-                    on_bulk=on_bulk,
-                    link=self._link(source),
-                    timeout=self._read_timeout,
-                ),
+        stores = [
+            PackStore(
+                maps,
+                source,
+                pool=self.pool,
                 stats=self.stats,
                 local=self.cache,
+                limits=self._limits,
+                flying=self._flying,
+                on_bulk=on_bulk,
+                link=self._link(source),
+                timeout=self._read_timeout,
             )
             for source in sources
         ]
+        fetched = [Verify(store, stats=self.stats, local=self.cache, where=store.where) for store in stores]
         retried = Retry(
             Fallback(fetched, self._health), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8)
         )
@@ -206,7 +203,8 @@ def layout_chain(reader: BlobReader, size_of: Callable[[Digest], int | None], st
 def packs_chain(packs: Sequence[PackPlace], reader: BlobReader, stats: Stats) -> ChunkStore:
     """The chunks of an image in packs in a layout on this machine, likewise. Order: recent → single-flight → verify → packs."""
     maps = [PackMap(place.pack, partial(_index_of, place, reader)) for place in packs]
-    return _local(Verify(PackStore(maps, reader, stats=stats), stats=stats), stats)
+    store = PackStore(maps, reader, stats=stats)
+    return _local(Verify(store, stats=stats, where=store.where), stats)
 
 
 def _local(source: ChunkStore, stats: Stats) -> ChunkStore:

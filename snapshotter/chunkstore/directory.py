@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from snapshotter.chunkstore import pagecache
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import CHUNK_MAX
@@ -286,6 +287,8 @@ def _read(descriptor: int, size: int) -> bytes:
 
 def _read_from_page_cache(descriptor: int, size: int) -> bytes | None:
     """The whole file, if no disk has to be asked for it; None otherwise, and where the file system cannot tell."""
+    if pagecache.resident_pages(descriptor, size) != pagecache.page_count(size):
+        return None
     buffer = bytearray(size)
     try:
         count = os.preadv(descriptor, [buffer], 0, os.RWF_NOWAIT)

@@ -178,6 +178,17 @@ class PackStore:
     def has(self, digest: Digest) -> bool:
         return False
 
+    def where(self, digest: Digest) -> str:
+        """For errors: the pack that the chunk is in, as far as the indexes here tell. Never raises."""
+        try:
+            pack, _ = self._locate([digest])[digest]
+        except PuzzlefsError:
+            return self.name
+        return self._place(pack)
+
+    def _place(self, pack: PackMap) -> str:
+        return f"pack {to_text(pack.digest)} of {self._reader.name}"
+
     def close(self) -> None:
         """Nothing is held: pool, packs and reader belong to whoever made them."""
 
@@ -298,7 +309,7 @@ class PackStore:
     def _fetch(self, request: _Request) -> None:
         """Make one request and settle the promise of every chunk in it. Never raises."""
         found = request.found
-        where = f"pack {to_text(request.pack.digest)} of {self._reader.name}"
+        where = self._place(request.pack)
         try:
             try:
                 self._stats.add(Count.REQUESTS, source=self._reader.name)

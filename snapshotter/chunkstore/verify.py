@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from snapshotter.chunkstore.base import ChunkCorruptError, ChunkRef, ChunkStore
 from snapshotter.chunkstore.local import LocalChunks
@@ -23,8 +23,17 @@ class Verify:
     it twice.
     """
 
-    def __init__(self, inner: ChunkStore, *, stats: Stats, local: LocalChunks | None = None) -> None:
+    def __init__(
+        self,
+        inner: ChunkStore,
+        *,
+        stats: Stats,
+        local: LocalChunks | None = None,
+        where: Callable[[Digest], str] | None = None,
+    ) -> None:
+        """`where` tells for an error where in `inner` a chunk is; without it that is its name."""
         self._inner = inner
+        self._where = where or (lambda digest: inner.name)
         self._stats = stats
         self._local = local
 
@@ -45,7 +54,9 @@ class Verify:
             for ref, raw in zip(wanted, answer, strict=True):
                 if not ref.compressed and ref not in wrong:
                     self._local.put(ref.digest, raw)
-        errors = [ChunkCorruptError(ref.digest, self._inner.name, "its sha256 is another") for ref in dict.fromkeys(wrong)]
+        errors = [
+            ChunkCorruptError(ref.digest, self._where(ref.digest), "its sha256 is another") for ref in dict.fromkeys(wrong)
+        ]
         for found in errors:
             self._report(found)
         raise errors[0]

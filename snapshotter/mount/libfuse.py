@@ -183,18 +183,23 @@ def serve(
         FailedPreconditionError: libfuse does not mount it; it writes the reason to stderr itself.
     """
     operations = _Operations(tree, store, on_failure)
-    # One that comes when the mount is there and nobody listens yet would leave it to nobody: it waits until `_stop_on_signal`.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    # A signal that comes when the mount is there and nobody listens yet would leave it to nobody: it is remembered. (Blocking
+    # would not do: it is delivered to any thread that does not block it, and others run already.)
+    early: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: early.append(got)) for number in _ENDING}
     try:
-        _serve_mounted(operations, mountpoint, options, ready)
+        _serve_mounted(operations, mountpoint, options, ready, early)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
-def _serve_mounted(operations: _Operations, mountpoint: Path, options: set[str], ready: Callable[[], None]) -> None:
+def _serve_mounted(
+    operations: _Operations, mountpoint: Path, options: set[str], ready: Callable[[], None], early: Sequence[int]
+) -> None:
     try:
         pyfuse3.init(operations, str(mountpoint), options)
     except RuntimeError as error:
@@ -206,21 +211,22 @@ def _serve_mounted(operations: _Operations, mountpoint: Path, options: set[str],
         if os.geteuid() == 0:
             raise_read_ahead(mountpoint)
         ready()
-        trio.run(_serve)
+        trio.run(_serve, early)
     finally:
         pyfuse3.close(unmount=True)
 
 
-async def _serve() -> None:
+async def _serve(early: Sequence[int]) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(_stop_on_signal, nursery.cancel_scope, early)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
+async def _stop_on_signal(scope: trio.CancelScope, early: Sequence[int]) -> None:
     with trio.open_signal_receiver(*_ENDING) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        if early:
+            scope.cancel()
         async for number in signals:
             _log.info("unmounting on %s", signal.Signals(number).name)
             scope.cancel()

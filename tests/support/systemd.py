@@ -17,7 +17,7 @@ from tests.support.processes import CommandError, find, kill
 
 _BOOT = r"""
 set -eu
-work=$1
+work=$1 source=$2
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$work"
 mkdir "$work/upper" "$work/work" "$work/root"
@@ -28,6 +28,9 @@ mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 for directory in run tmp var/tmp dev; do mount -t tmpfs -o mode=1777 tmpfs $directory; done
 chmod 755 run dev
+# the source tree may be in one of them
+mkdir -p ".$source"
+mount --bind "$source" ".$source"
 for device in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 tty:5:0 fuse:10:229; do
     IFS=: read -r name major minor <<< "$device"
     mknod -m 666 "dev/$name" c "$major" "$minor"
@@ -72,11 +75,11 @@ class Container:
         work = directory / self._name
         work.mkdir(parents=True)
         unshare = "exec unshare --mount --pid --fork --uts --ipc --cgroup"
-        script = f'echo $$ > {self._cgroup}/cgroup.procs; {unshare} bash -c "$0" boot "$1"'
+        script = f'echo $$ > {self._cgroup}/cgroup.procs; {unshare} bash -c "$0" boot "$1" "$2"'
         self._log = directory / f"{self._name}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["bash", "-c", script, _BOOT, work],
+                ["bash", "-c", script, _BOOT, work, tools.ROOT],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

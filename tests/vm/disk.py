@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
+
+from snapshotter.chunkstore.pagecache import resident_pages
 
 DEVICE = Path("/dev/disk/data")
 _FIBMAP = 1  # linux/fs.h: the number of the disk's block that holds a block of a file
@@ -24,4 +27,18 @@ def flip_on_disk(path: Path, offset: int) -> None:
         byte = os.pread(device.fileno(), 1, place)
         os.pwrite(device.fileno(), bytes([byte[0] ^ 0x10]), place)
         os.fsync(device.fileno())
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    forget(path)
+
+
+def forget(path: Path) -> None:
+    """Have the kernel forget what it has of a file's content. What a processor has just read it may not drop at once."""
+    deadline = time.monotonic() + 30
+    while _is_cached(path):
+        assert time.monotonic() < deadline, f"the kernel keeps {path}"
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def _is_cached(path: Path) -> bool:
+    with path.open("rb") as file:
+        return resident_pages(file.fileno(), os.fstat(file.fileno()).st_size) > 0

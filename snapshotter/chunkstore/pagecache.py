@@ -1,0 +1,39 @@
+"""What the kernel has of a file in memory, asked without making it read anything: mincore(2) on a map of the file.
+
+preadv2(2) with RWF_NOWAIT does not tell: where a page is missing it starts to read ahead, and returns what has come if the disk
+was quick (filemap_get_pages). cachestat(2) would, from Linux 6.5 on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+_libc = ctypes.CDLL(None)
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def resident_pages(descriptor: int, size: int) -> int:
+    """How many pages of the file's first `size` bytes are in memory; 0 where the kernel does not tell.
+
+    The file must be this user's, or the kernel says of every page that it is there (can_do_mincore).
+    """
+    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == _FAILED:
+        return 0
+    try:
+        pages = ctypes.create_string_buffer(page_count(size))
+        if _libc.mincore(address, size, pages) != 0:
+            return 0
+        return sum(byte & 1 for byte in pages.raw)
+    finally:
+        _libc.munmap(address, size)
+
+
+def page_count(size: int) -> int:
+    """Pages that `size` bytes take."""
+    return -(-size // mmap.PAGESIZE)

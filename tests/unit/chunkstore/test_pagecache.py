@@ -1,0 +1,34 @@
+"""Asking what the kernel has in memory."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+from snapshotter.chunkstore.pagecache import page_count, resident_pages
+
+
+def test_a_file_that_was_just_written_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(5 * mmap.PAGESIZE + 1))
+    with path.open("rb") as file:
+        assert resident_pages(file.fileno(), path.stat().st_size) == page_count(path.stat().st_size) == 6
+
+
+def test_a_file_without_content_in_memory_is_not_and_asking_changes_nothing(tmp_path: Path) -> None:
+    """A hole at its end that nobody has read."""
+    path = tmp_path / "file"
+    path.touch()
+    os.truncate(path, 4 * mmap.PAGESIZE)
+    with path.open("rb") as file:
+        assert [resident_pages(file.fileno(), 4 * mmap.PAGESIZE) for _ in range(3)] == [0, 0, 0]
+
+
+def test_what_cannot_be_mapped_is_not_there() -> None:
+    read, write = os.pipe()
+    try:
+        assert resident_pages(read, 100) == 0
+    finally:
+        os.close(read)
+        os.close(write)
