@@ -26,10 +26,10 @@ def resident_pages(descriptor: int, size: int) -> int:
     if address == _FAILED:
         return 0
     try:
-        pages = ctypes.create_string_buffer(page_count(size))
+        pages = (ctypes.c_char * page_count(size))()
         if _libc.mincore(address, size, pages) != 0:
             return 0
-        return sum(byte & 1 for byte in pages.raw)
+        return pages.raw.count(b"\x01")  # the other bits are reserved, and 0 so far
     finally:
         _libc.munmap(address, size)
 
