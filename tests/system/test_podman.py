@@ -6,6 +6,7 @@ import base64
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -201,3 +202,19 @@ def test_paths_that_mean_nothing(machine: Machine, plain: Published) -> None:
     with pytest.raises(OSError, match="Read-only file system"):
         (store / "new").mkdir()
     assert os.listdir(store) == [known]
+
+
+@recording
+def test_others_than_root_cannot_look(machine: Machine) -> None:
+    """Neither at what is there nor for what may be: the daemon would ask registries for them, as root."""
+    script = "import os, sys; os.open(sys.argv[1], os.O_RDONLY, dir_fd=int(sys.argv[2]))"
+    directory = os.open(machine.directory, os.O_PATH)
+    try:
+        words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", script]
+        os.chmod(machine.directory, 0o755)
+        for name, error in ((".", ""), ("store", "Permission denied")):  # the first shows that it is the store's own doing
+            done = subprocess.run([*words, name, str(directory)], pass_fds=[directory], capture_output=True, text=True)
+            assert error in done.stderr
+            assert (done.returncode == 0) == (not error), done.stderr
+    finally:
+        os.close(directory)

@@ -3,6 +3,8 @@
 Inode numbers say what they are: the reference's number, the layer's slot, the kind of node. So nothing has to be kept about
 what the kernel looked up, and a number means the same after a restart.
 
+Only root may look: a look-up can be a request to a registry, with the credentials that the daemon has.
+
 What a path names is hostile: it is whatever somebody on this machine looked up. A reference is asked for in its registry only
 if it is one, once at a time, and not again for `FORGET_AFTER` seconds if it turned out to be no PuzzleFS image; so however much
 is looked up, little is kept or asked.
@@ -45,7 +47,7 @@ _KIND_BITS = 4
 _REFERENCE, _BY_BLOB, _BY_TOC, _DIFF, _INFO, _BLOB = range(6)
 _KEY_KINDS = (_BY_BLOB, _BY_TOC)
 _NAMES = {b"diff": _DIFF, b"info": _INFO, b"blob": _BLOB}
-_MODES = {_DIFF: stat.S_IFLNK | 0o777, _INFO: stat.S_IFREG | 0o444, _BLOB: stat.S_IFREG | 0o444}
+_MODES = {_DIFF: stat.S_IFLNK | 0o777, _INFO: stat.S_IFREG | 0o400, _BLOB: stat.S_IFREG | 0o400}
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +141,7 @@ class StoreTree:
     def node(self, ino: int) -> Node:
         """See `VirtualTree`."""
         if ino == ROOT:
-            return Node(ROOT, stat.S_IFDIR | 0o555)
+            return Node(ROOT, stat.S_IFDIR | 0o500)
         place = _place(ino)
         if place.kind == _REFERENCE:
             self._reference(place)
@@ -361,4 +363,4 @@ def _digest(name: bytes) -> Digest | None:
 
 
 def _directory(place: _Place) -> Node:
-    return Node(place.ino, stat.S_IFDIR | 0o555)
+    return Node(place.ino, stat.S_IFDIR | 0o500)
