@@ -60,18 +60,8 @@ class _Plain(HTTPConnection):
         return super().getresponse()
 
 
-class _Secure(HTTPSConnection):
-    def _new_conn(self) -> socket.socket:
-        return _checked(super()._new_conn())
-
-    def connect(self) -> None:
-        _attach(self)
-        super().connect()
-        _settle(self)
-
-    def getresponse(self) -> Any:
-        _settle(self)
-        return super().getresponse()
+class _Secure(_Plain, HTTPSConnection):
+    """The same over TLS: what `_Plain` passes on goes to HTTPSConnection here."""
 
 
 class _PlainPool(HTTPConnectionPool):
