@@ -152,20 +152,6 @@ class RegistryStore:
         ):
             return True
 
-    def mount_blob(self, digest: Digest, repository: str) -> bool:
-        """Make a blob of another repository at the same registry one of this, without its bytes; False if that cannot be done.
-
-        Raises as `ImageStore` says, but never NotFoundError.
-        """
-        what = f"mount of {self._blob(digest)} from {repository}"
-        query = urlencode({"mount": to_text(digest), "from": repository})
-        scope = f"{self._push} repository:{repository}:pull"
-        url = f"{self._base}/blobs/uploads/?{query}"
-        headers = {"Content-Length": "0"}
-        with self._session.request("POST", url, scope=scope, what=what, expect=(201, 202), headers=headers) as response:
-            # 202 has begun an upload, which the registry forgets by itself when nothing comes.
-            return response.status == 201
-
     def put_manifest(self, manifest: Descriptor, data: bytes, tag: str | None) -> None:
         """See `ImageStore`."""
         reference = to_text(manifest.digest) if tag is None else tag

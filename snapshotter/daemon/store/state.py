@@ -27,8 +27,8 @@ from snapshotter.format.digest import Digest, from_text, to_text
 
 REFERENCES_MAX = 1024
 """References that are remembered though nobody uses them. One takes about a KiB for every layer, in memory and on disk."""
-SLOTS_MAX = 4096
-"""Layers that one reference had over time."""
+LAYERS_MAX = 4096
+"""Layers of one reference that are remembered at once: those of its image, and what is used of its earlier ones."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A reference. `layers` by slot, a small number that stays a layer's own; `users` how many each slot has, if any."""
+    """A reference. `layers` by slot, a number that is never another layer's; `users` how many each slot has, if any."""
 
     number: int
     reference: str
@@ -138,8 +138,10 @@ class References:
             if known is None:
                 known = Remembered(1 + max(self._by_number, default=0), reference, {})
             updated = known.updated(layers)
-            if max(updated.layers, default=0) > SLOTS_MAX:
-                raise InvalidError(f"{reference} has had more than {SLOTS_MAX} layers: remove its containers and images")
+            if len(updated.layers) > LAYERS_MAX:
+                raise InvalidError(
+                    f"more than {LAYERS_MAX} layers of {reference} are in use: remove its old containers and images"
+                )
             if updated != known or reference not in self._by_name:
                 self._put(updated)
             return updated, self._forget_some()

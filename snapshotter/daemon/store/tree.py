@@ -42,7 +42,7 @@ _LOCKS = 64
 UNKNOWN_MAX = 1024
 """References that are known to be no PuzzleFS image at one time."""
 
-_SLOT_BITS = 16
+_SLOT_BITS = 32
 _KIND_BITS = 4
 _REFERENCE, _BY_BLOB, _BY_TOC, _DIFF, _INFO, _BLOB = range(6)
 _KEY_KINDS = (_BY_BLOB, _BY_TOC)

@@ -399,13 +399,6 @@ def test_an_upload_elsewhere_gets_no_authorization(registries: Registries) -> No
         assert ["authorization" in exchange.headers for exchange in storage.requests] == [False]
 
 
-def test_a_blob_is_mounted_from_another_repository(registry: FakeRegistry, store: RegistryStore) -> None:
-    elsewhere = registry.put_blob("else/where", DATA)
-    assert store.mount_blob(elsewhere.digest, "else/where") is True
-    assert store.has_blob(elsewhere.digest)
-    assert store.mount_blob(sha256(b"absent"), "else/where") is False
-
-
 def test_a_manifest_stored_as_something_else_is_noticed(registry: FakeRegistry, store: RegistryStore) -> None:
     data = json.dumps(MANIFEST).encode()
     registry.inject(Fault(headers={"Docker-Content-Digest": to_text(sha256(b"x"))}))

@@ -319,6 +319,16 @@ def test_a_tag_that_moved_is_asked_for_again_for_a_layer_that_is_not_known(store
     assert store.key(APP, DATA.blob) is None
 
 
+def test_a_tag_may_move_for_years(store: Store) -> None:
+    """Numbers are not given out again, since the kernel may keep what it read under one; and they do not run out."""
+    seen = set()
+    for number in range(5000):
+        remembered, _ = store.tree._known.learn(APP, [metadata(str(number))])
+        seen |= set(remembered.layers)
+    assert len(seen) == 5000
+    assert store.key(APP, metadata("4999").blob) is not None
+
+
 def test_a_million_lookups_keep_nothing(store: Store) -> None:
     """In proportion: what is remembered of references that are no images is bounded."""
     for number in range(5000):
