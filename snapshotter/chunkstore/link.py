@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import replace
+from statistics import median
 
 from snapshotter.chunkstore.planner import Limits
 
@@ -20,12 +21,13 @@ LARGE = 128 << 10
 """Bytes from which on it tells the rate."""
 
 REMEMBERED = 16
-"""Requests of each kind that are looked back upon. The shortest round trip of them counts: the others had to share the link."""
+"""Requests of each kind that are looked back upon. The shortest round trip of them counts, since the others had to share the link, and
+the rate in the middle: one lucky request must not make a start fetch twice its bytes."""
 
 SHARE = 4
 """Part of a round trip's worth of bytes that is risked to save one: what is read ahead is read in one case of three or four."""
 
-WINDOW_MAX = 512 << 10
+WINDOW_MAX = 256 << 10
 
 
 class Link:
@@ -43,14 +45,15 @@ class Link:
                 self._round_trips.append(seconds)
             elif size >= LARGE and seconds > 0:
                 carried = seconds - min(self._round_trips, default=0.0)
-                self._rates.append(size / max(carried, seconds / 10))
+                # the round trips vary too: what is left after the shortest one says little where it is less than half
+                self._rates.append(size / max(carried, seconds / 2))
 
     def worth(self) -> float | None:
         """Bytes that the link carries in a round trip; None as long as too little is known."""
         with self._lock:
             if len(self._round_trips) < 2 or not self._rates:
                 return None
-            return min(self._round_trips) * max(self._rates)
+            return min(self._round_trips) * median(self._rates)
 
 
 def scaled(limits: Limits, worth: float | None) -> Limits:
