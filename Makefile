@@ -4,7 +4,7 @@
 #   make deb     the Debian package, in dist/
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
 #   make fuzz    hostile input, SECONDS for each of its readers
-.PHONY: demo bench fuzz test day lint format unit system faults venv packages containerds podmans image kernel upstream roots lock clean
+.PHONY: demo bench fuzz test day lint format unit system faults venv demo-packages packages containerds podmans image kernel upstream roots lock clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -20,7 +20,7 @@ pytest := $(python) -m pytest
 # every module of bench/ that is a measurement: bench/NAME.py is run by `make bench-NAME`
 benches := $(filter-out __init__ report timing,$(basename $(notdir $(wildcard bench/*.py))))
 
-demo: packages
+demo: demo-packages
 	@$(MAKE) -j2 venv image
 	@PYTHONPATH=. $(python) demo/demo.py $(if $(LINK),--link $(LINK))
 
@@ -29,7 +29,7 @@ bench: $(addprefix bench-,$(benches))
 bench-%: packages venv image
 	@PYTHONPATH=. $(python) -m bench.$*
 
-deb: packages venv
+deb: demo-packages venv
 	@$(python) -m package.deb
 
 test: packages venv
@@ -77,7 +77,12 @@ fuzz: packages venv
 	    PYTHONPATH=. $(python) -m tests.fuzz.run $$target $(SECONDS) >.tools/fuzz/$$target.log 2>&1 \
 	    || { tail -n 40 .tools/fuzz/$$target.log; exit 1; }; grep stat:: .tools/fuzz/$$target.log; done
 
-packages:
+# what building and the demonstration need; nothing that only tests and measurements need
+demo-packages:
+	@PYTHON=$(PYTHON) scripts/packages demo
+
+# after those, since two of apt cannot run at once
+packages: demo-packages
 	@PYTHON=$(PYTHON) scripts/packages
 
 # a day's use in a few minutes, with every release of containerd; STEPS of it each, the same for the same SEED
@@ -91,7 +96,7 @@ containerds: packages
 podmans: packages
 	@scripts/podmans
 
-image: packages
+image: demo-packages
 	@$(PYTHON) -m tests.support.debian
 
 # a kernel with fs-verity, for the tests in a virtual machine
@@ -104,7 +109,7 @@ upstream: packages
 
 venv: $(stamp)
 
-$(stamp): requirements.lock requirements-build.lock pyproject.toml setup.py $(wildcard proto/*.proto proto/*/*.proto proto/*/*/*.proto) | packages
+$(stamp): requirements.lock requirements-build.lock pyproject.toml setup.py $(wildcard proto/*.proto proto/*/*.proto proto/*/*/*.proto) | demo-packages
 	@echo "making $(venv)"
 	@rm -f $(stamp)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, {sys.executable} is {sys.version}")'
