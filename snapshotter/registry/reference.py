@@ -65,16 +65,6 @@ class Reference:
         """The full form, which containerd's image records have: ``docker.io/library/debian:12``."""
         return self.name + self._suffix()
 
-    @property
-    def familiar(self) -> str:
-        """The shortest form that `parse` takes back to the same reference: ``debian:12``."""
-        if self.host == DEFAULT_HOST:
-            short = self.repository.removeprefix(_OFFICIAL)
-            for candidate in (short, self.repository):
-                if not _HEX_ID.match(candidate) and _split_host(candidate) == (self.host, self.repository):
-                    return candidate + self._suffix()
-        return self.canonical
-
     def with_default_tag(self) -> Reference:
         """This reference, with the tag ``latest`` if it has neither tag nor digest: what ``pull`` takes it for."""
         return self if self.tag or self.digest is not None else replace(self, tag=DEFAULT_TAG)
