@@ -35,8 +35,8 @@ SHOWN_MAX = 20
 @click.option("-w", "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show it again and again.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the daemon answers, as JSON.")
 def status(config_path: Path | None, socket: Path | None, watch: float | None, as_json: bool) -> None:
-    """Show what the daemon is doing now: images and how much of each is here, mounts, workers, reads that wait and for what,
-    the cache, and the last errors.
+    """Show what the daemon is doing now: containerd's and podman's images and how much of each is here, workers, reads that
+    wait and for what, the cache, and the last errors.
     """
     if config_path is None and DEFAULT_PATH.exists():
         config_path = DEFAULT_PATH
@@ -65,8 +65,10 @@ def shown(told: Mapping[str, Any], now: datetime) -> RenderableType:
 
 def _parts(told: Mapping[str, Any], now: datetime) -> Iterator[RenderableType]:
     yield from _summary(told, now)
-    if told["images"]:
-        yield from ("", _images(told["images"]))
+    for of, heading in (("containerd", "IMAGE"), ("podman", "IMAGE OF PODMAN")):
+        images = {name: image for name, image in told["images"].items() if of in image["of"]}
+        if images:
+            yield from ("", _images(heading, images))
     yield from ("", _workers(told["workers"]))
     if told["failed"]:
         yield from (
@@ -97,12 +99,13 @@ def _summary(told: Mapping[str, Any], now: datetime) -> Iterator[Text]:
         yield Text(f"background {printable(str(name))}: {printable(json.dumps(value))}")
 
 
-def _images(images: Mapping[str, Mapping[str, Any]]) -> Table:
+def _images(heading: str, images: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = []
     for name, image in sorted(images.items()):
         here = f"{size(image['stored_local'])} of {size(image['stored'])}"
-        rows.append((name, str(len(image["layers"])), here, f"{100 * image['ratio']:.0f} %", size(image["disk"])))
-    return _table(("IMAGE", "LAYERS", "FETCHED", "CHUNKS", "ON DISK"), rows, right=(1, 2, 3, 4))
+        part = f"{100 * image['ratio']:.0f} %"
+        rows.append((name, str(len(image["layers"])), here, part, size(image["disk"])))
+    return _table((heading, "LAYERS", "FETCHED", "CHUNKS", "ON DISK"), rows, right=(1, 2, 3, 4))
 
 
 def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
@@ -123,8 +126,9 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Table:
 def _fetching(told: Mapping[str, Any]) -> Table:
     rows = []
     for read in told["fetching"][:SHOWN_MAX]:
-        layer = told["layers"].get(read["layer"], {})
-        image = ", ".join(layer.get("images", [])) or _short(read["layer"])
+        mounts = told["layers"].get(read["layer"], {}).get("mounts", [])
+        images = dict.fromkeys(image for mount in mounts for image in mount["images"])
+        image = ", ".join(images) or _short(read["layer"])
         rows.append((image, _short(read["chunk"]), f"{read['seconds']:.1f} s", str(read["worker"])))
     return _table(("WAITS FOR A FETCH", "CHUNK", "SINCE", "WORKER"), rows, right=(2, 3))
 

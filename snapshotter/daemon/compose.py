@@ -120,9 +120,11 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
         recovery = snapshotter.recover()
         for diff_id, error in recovery.failed.items():
             _log.error("layer %s is not mounted: %s", diff_id.hex(), error)
+        mounted = {"containerd": layers}
         if config.layer_store_mountpoint is not None:
             # podman's paths name the image, and containerd knows nothing of it
             store_layers = make_layers(config.root / LAYER_STORE, Origins(lambda namespace: None, reach.ports))
+            mounted["podman"] = store_layers
             images = RegistryImages(reach.registries)
             stack.enter_context(serving(config.layer_store_mountpoint, remembered, images, store_layers, held))
         else:
@@ -145,7 +147,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
             stack.callback(KeychainServer(keychain, keychain_path(config.address)).close)
         status = Status(
             node,
-            layers,
+            mounted,
             activity,
             failed=snapshotter.failed_layers,
             max_bytes=config.cache_max_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -20,7 +21,7 @@ from snapshotter.chunkstore.reads import KINDS
 from snapshotter.daemon.activity import Activity, Totals
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.daemon.supervisor import WorkerState
-from snapshotter.errors import PuzzlefsError
+from snapshotter.errors import NotFoundError, PuzzlefsError
 from snapshotter.format.digest import Digest, to_text
 
 STATUS_VERSION = 1
@@ -47,6 +48,16 @@ class LayersView(Protocol):
     def mountpoint(self, diff_id: Digest) -> Path:
         """Where it is mounted."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMount:
+    """A mounted layer (its diff ID as text): `of` whom (a key of `Status`'s `layers`), for which images, and where."""
+
+    layer: str
+    of: str
+    images: Sequence[str]
+    mountpoint: str
 
 
 class RecentErrors(logging.Handler):
@@ -79,14 +90,13 @@ class CacheState:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The daemon at one moment. `layers` maps diff IDs to coverage, `sources` to where they are from."""
+    """The daemon at one moment. `layers` maps the diff ID of every layer in `mounts` to its coverage."""
 
     started: float
     workers: Sequence[WorkerState]
     totals: Totals
     layers: Mapping[str, Coverage]
-    sources: Mapping[str, LayerSource]
-    mountpoints: Mapping[str, str]
+    mounts: Sequence[LayerMount]
     failed: Mapping[str, str]
     cache: CacheState
     background: Mapping[str, Any]
@@ -100,15 +110,18 @@ class Overview:
             for state in self.workers
             for read in (state.report or {}).get("reads", {}).get("waiting", ())
         ]
-        layers = {
-            layer: {
-                **coverage.to_json(),
-                "images": list(self.sources[layer].images),
-                "mountpoint": self.mountpoints[layer],
-                "worker": place.get(self.mountpoints[layer]),
-            }
-            for layer, coverage in self.layers.items()
+        layers: dict[str, dict[str, Any]] = {
+            layer: {**coverage.to_json(), "mounts": []} for layer, coverage in self.layers.items()
         }
+        for mount in self.mounts:
+            layers[mount.layer]["mounts"].append(
+                {
+                    "of": mount.of,
+                    "images": list(mount.images),
+                    "mountpoint": mount.mountpoint,
+                    "worker": place.get(mount.mountpoint),
+                }
+            )
         return {
             "version": STATUS_VERSION,
             "program": __version__,
@@ -151,14 +164,19 @@ class Overview:
         }
 
     def _images(self) -> dict[str, Any]:
-        """By the name under which an image is known: its layers and their coverage together."""
-        images: dict[str, list[str]] = {}
-        for layer, source in self.sources.items():
-            for image in source.images:
-                images.setdefault(image, []).append(layer)
+        """By the name under which an image is known: whose it is, its layers and their coverage together."""
+        images: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # dictionaries for their keys, in order
+        for mount in self.mounts:
+            for image in mount.images:
+                of, layers = images.setdefault(image, ({}, {}))
+                of[mount.of] = layers[mount.layer] = None
         return {
-            image: {"layers": layers, **sum((self.layers[layer] for layer in layers), Coverage()).to_json()}
-            for image, layers in images.items()
+            image: {
+                "of": list(of),
+                "layers": list(layers),
+                **sum((self.layers[layer] for layer in layers), Coverage()).to_json(),
+            }
+            for image, (of, layers) in images.items()
         }
 
 
@@ -177,14 +195,14 @@ class Status:
     def __init__(
         self,
         node: Node,
-        layers: LayersView,
+        layers: Mapping[str, LayersView],
         activity: Activity,
         *,
         failed: Callable[[], Mapping[Digest, PuzzlefsError]],
         max_bytes: int | None,
         errors: RecentErrors,
     ) -> None:
-        """`failed` are the layers that cannot be mounted, and why."""
+        """`layers` by whose they are: ``containerd``, ``podman``. `failed` are those that cannot be mounted, and why."""
         self._node = node
         self._layers = layers
         self._activity = activity
@@ -198,35 +216,42 @@ class Status:
     def take(self) -> Overview:
         """The daemon as it is now; coverage and the cache's size may be `FRESH` seconds old."""
         workers, totals = self._activity.take()
-        mounted = self._layers.mounted()
+        mounted = {of: view.mounted() for of, view in self._layers.items()}
         coverage, cache = self._measure(mounted)
-        sources = {to_text(diff_id): source for diff_id, source in mounted.items() if to_text(diff_id) in coverage}
-        mountpoints = {to_text(diff_id): str(self._layers.mountpoint(diff_id)) for diff_id in mounted}
+        mounts = []
+        for of, sources in mounted.items():
+            for diff_id, source in sources.items():
+                if to_text(diff_id) in coverage:
+                    with contextlib.suppress(NotFoundError):  # it was removed meanwhile
+                        mountpoint = str(self._layers[of].mountpoint(diff_id))
+                        mounts.append(LayerMount(to_text(diff_id), of, source.images, mountpoint))
         return Overview(
             started=self._started,
             workers=workers,
             totals=totals,
-            layers={layer: coverage[layer] for layer in sources},
-            sources=sources,
-            mountpoints=mountpoints,
+            layers={mount.layer: coverage[mount.layer] for mount in mounts},
+            mounts=mounts,
             failed={to_text(diff_id): str(error) for diff_id, error in self._failed().items()},
             cache=cache,
             background=_background(workers),
             errors=self._errors.list(),
         )
 
-    def _measure(self, mounted: Mapping[Digest, LayerSource]) -> tuple[dict[str, Coverage], CacheState]:
+    def _measure(self, mounted: Mapping[str, Mapping[Digest, LayerSource]]) -> tuple[dict[str, Coverage], CacheState]:
         with self._lock:
-            names = {to_text(diff_id) for diff_id in mounted}
+            names = {to_text(diff_id) for sources in mounted.values() for diff_id in sources}
             now = time.monotonic()
             if self._known is not None and now - self._known[0] < FRESH and names <= self._known[1].keys():
                 return self._known[1], self._known[2]
-            coverage = {}
-            for diff_id, source in mounted.items():
-                try:
-                    coverage[to_text(diff_id)] = self._cover(diff_id, source)
-                except (PuzzlefsError, OSError):
-                    continue  # it is being removed
+            coverage: dict[str, Coverage] = {}
+            for of, sources in mounted.items():
+                for diff_id, source in sources.items():
+                    if to_text(diff_id) in coverage:
+                        continue  # the same chunks, whoever's mount it is
+                    try:
+                        coverage[to_text(diff_id)] = self._cover(self._layers[of], diff_id, source)
+                    except (PuzzlefsError, OSError):
+                        continue  # it is being removed
             directory = self._node.cache.directory
             used, chunks = directory.usage()
             existing = next(path for path in (directory.path, *directory.path.parents) if path.exists())
@@ -234,6 +259,6 @@ class Status:
             self._known = (now, coverage, cache)
             return coverage, cache
 
-    def _cover(self, diff_id: Digest, source: LayerSource) -> Coverage:
+    def _cover(self, layers: LayersView, diff_id: Digest, source: LayerSource) -> Coverage:
         indexes = [index for place in source.packs if (index := self._node.indexes.local(place)) is not None]
-        return cover(self._layers.chunks(diff_id), indexes, self._node.cache.directory.size)
+        return cover(layers.chunks(diff_id), indexes, self._node.cache.directory.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -78,6 +79,19 @@ def test_runs_without_downloading(machine: Machine, plain: Published) -> None:
     size = sum(int(str(layer["size"])) for layer in machine.server.layers(plain.lazy))
     unread = 3 * 300_000  # three files of noise
     assert machine.server.relay.received < size - unread * 9 // 10
+
+
+@recording
+def test_status_shows_the_image(machine: Machine, plain: Published) -> None:
+    """Among the images of the node, as podman's, for people and for programs."""
+    reference = machine.reference(plain.lazy)
+    machine.podman.run(reference, "/bin/busybox", "cat", "/data/hello")
+    told = json.loads(puzzlefs("status", "--socket", machine.snapshotter.socket, "--json").stdout)
+    image = told["images"][reference]
+    assert image["of"] == ["podman"]
+    assert len(image["layers"]) == len(machine.layer_mounts())
+    assert 0 < image["local"] < image["chunks"]
+    assert reference in puzzlefs("status", "--socket", machine.snapshotter.socket).stdout
 
 
 @recording

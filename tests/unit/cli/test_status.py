@@ -19,12 +19,13 @@ COVERAGE = {"chunks": 100, "local": 25, "stored": 40_000_000, "stored_local": 10
 def told(**more: Any) -> dict[str, Any]:
     """The status of a daemon with one image."""
     counts = {"in_flight": 0, "hung": 0, "failed": 0, "done": 0, "seconds": 0.0}
+    mount = {"images": ["registry.example/app:1"], "mountpoint": "/r/l/1", "worker": 0}
     return {
         "version": 1,
         "program": "0.1.0",
         "started": STARTED.isoformat(timespec="seconds"),
-        "images": {"registry.example/app:1": {"layers": [LAYER], **COVERAGE}},
-        "layers": {LAYER: {**COVERAGE, "images": ["registry.example/app:1"], "mountpoint": "/r/l/1", "worker": 0}},
+        "images": {"registry.example/app:1": {"of": ["containerd", "podman"], "layers": [LAYER], **COVERAGE}},
+        "layers": {LAYER: {**COVERAGE, "mounts": [{**mount, "of": "containerd"}, {**mount, "of": "podman"}]}},
         "failed": {},
         "workers": [{"number": 0, "pid": 42, "mounts": 1, "deaths": 2, "seconds": 61.0, "answers": True}],
         "reads": {"read": {**counts, "in_flight": 3, "done": 1000, "failed": 4}, "fetch": {**counts, "in_flight": 2}},
@@ -52,6 +53,9 @@ def test_a_quiet_daemon() -> None:
         "reads 3 under way, 2 of them wait for a fetch, 0 hung, 4 of 1000 failed",
         "",
         "IMAGE LAYERS FETCHED CHUNKS ON DISK",
+        "registry.example/app:1 1 10.0 MB of 40.0 MB 25 % 22.0 MB",
+        "",
+        "IMAGE OF PODMAN LAYERS FETCHED CHUNKS ON DISK",
         "registry.example/app:1 1 10.0 MB of 40.0 MB 25 % 22.0 MB",
         "",
         "WORKER PID MOUNTS UP DEATHS",

@@ -14,8 +14,7 @@ from snapshotter.chunkstore.coverage import Coverage
 from snapshotter.chunkstore.stats import Count
 from snapshotter.daemon.activity import Totals
 from snapshotter.daemon.metrics import expose
-from snapshotter.daemon.sources import LayerSource
-from snapshotter.daemon.status import CacheState, Overview
+from snapshotter.daemon.status import CacheState, LayerMount, Overview
 from snapshotter.daemon.supervisor import WorkerState
 
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "puzzlefs.json"
@@ -32,8 +31,7 @@ def samples() -> dict[str, set[str]]:
         workers=[WorkerState(0, 1, ("/l/1",), 0, 1.0, {})],
         totals=totals,
         layers={"sha256:00": Coverage(2, 1, 10, 5, 4096)},
-        sources={"sha256:00": LayerSource((), ("registry.example/app:1",))},
-        mountpoints={"sha256:00": "/l/1"},
+        mounts=[LayerMount("sha256:00", "containerd", ("registry.example/app:1",), "/l/1")],
         failed={},
         cache=CacheState(Path("/chunks"), 1, 1, None, 1),
         background={},

@@ -32,6 +32,7 @@ CHUNKS = some_chunks(4)
 LAYER = sha256(b"layer")
 BROKEN = sha256(b"broken")
 IMAGE = "registry.example/app:1"
+OTHER = "registry.example/app:latest"
 
 
 def _free_port() -> int:
@@ -40,8 +41,9 @@ def _free_port() -> int:
 
 
 class StubLayers:
-    def __init__(self, source: LayerSource) -> None:
+    def __init__(self, source: LayerSource, mountpoint: str = "/l/1") -> None:
         self.source = source
+        self.place = Path(mountpoint)
 
     def mounted(self) -> Mapping[Digest, LayerSource]:
         return {LAYER: self.source}
@@ -50,7 +52,7 @@ class StubLayers:
         return [sha256(raw) for raw in CHUNKS]
 
     def mountpoint(self, diff_id: Digest) -> Path:
-        return Path("/l/1")
+        return self.place
 
 
 @pytest.fixture
@@ -74,7 +76,10 @@ def address(tmp_path: Path, node: Node) -> Iterator[Path]:
     said: dict[str, Any] = node.report()
     said["reads"]["waiting"] = [{"layer": to_text(LAYER), "chunk": "sha256:00", "seconds": 7.0}]
     worker = WorkerState(0, 4242, ("/l/1",), 0, 3.0, said)
-    layers = StubLayers(LayerSource((place,), (IMAGE,), to_text(LAYER)))
+    layers = {
+        "containerd": StubLayers(LayerSource((place,), (IMAGE,), to_text(LAYER))),
+        "podman": StubLayers(LayerSource((place,), (IMAGE, OTHER), to_text(LAYER)), "/store/l/1"),
+    }
     failed: dict[Digest, PuzzlefsError] = {BROKEN: CorruptError("its metadata is gone")}
     errors = RecentErrors()
     log = logging.getLogger("snapshotter.test_status")
@@ -94,9 +99,15 @@ def test_the_status_tells_layers_images_workers_and_what_went_wrong(address: Pat
     told = statusclient.status(address)
     layer = told["layers"][to_text(LAYER)]
     assert (layer["chunks"], layer["local"], layer["ratio"]) == (4, 2, 0.5)
-    assert (layer["images"], layer["mountpoint"], layer["worker"]) == ([IMAGE], "/l/1", 0)
+    assert layer["mounts"] == [
+        {"of": "containerd", "images": [IMAGE], "mountpoint": "/l/1", "worker": 0},
+        {"of": "podman", "images": [IMAGE, OTHER], "mountpoint": "/store/l/1", "worker": None},
+    ]
     assert 0 < layer["stored_local"] < layer["stored"]
-    assert told["images"][IMAGE]["layers"] == [to_text(LAYER)]
+    assert {name: (image["of"], image["layers"]) for name, image in told["images"].items()} == {
+        IMAGE: (["containerd", "podman"], [to_text(LAYER)]),
+        OTHER: (["podman"], [to_text(LAYER)]),
+    }
     assert told["images"][IMAGE]["ratio"] == 0.5
     assert told["workers"] == [{"number": 0, "pid": 4242, "mounts": 1, "deaths": 0, "seconds": 3.0, "answers": True}]
     assert told["fetching"] == [{"layer": to_text(LAYER), "chunk": "sha256:00", "seconds": 7.0, "worker": 0}]
@@ -124,7 +135,7 @@ def test_only_root_may_ask(address: Path) -> None:
 
 
 def test_the_port_tells_metrics_and_nothing_else(tmp_path: Path, node: Node) -> None:
-    layers = StubLayers(LayerSource((), (IMAGE,), to_text(LAYER)))
+    layers = {"containerd": StubLayers(LayerSource((), (IMAGE,), to_text(LAYER)))}
     status = Status(node, layers, Activity(list, dict), failed=dict, max_bytes=None, errors=RecentErrors())
     place = f"127.0.0.1:{_free_port()}"
     server = StatusServer(tmp_path / "status.sock", place, status.take)
