@@ -21,8 +21,8 @@ LARGE = 128 << 10
 """Bytes from which on it tells the rate."""
 
 REMEMBERED = 16
-"""Requests of each kind that are looked back upon. The shortest round trip of them counts, since the others had to share the link, and
-the rate in the middle: one lucky request must not make a start fetch twice its bytes."""
+"""Requests of each kind that are looked back upon. The shortest round trip of them counts, since the others had to share the
+link, and the rate in the middle: one lucky request must not make a start fetch twice its bytes."""
 
 SHARE = 4
 """Part of a round trip's worth of bytes that is risked to save one: what is read ahead is read in one case of three or four."""
