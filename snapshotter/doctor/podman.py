@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapshotter import userns
 from snapshotter.doctor.finding import Finding, fail, ok, warn
 from snapshotter.doctor.machine import output
 from snapshotter.mount import mounting
 
 STORAGE_CONF = (Path("/etc/containers/storage.conf"), Path("/usr/share/containers/storage.conf"))
-"""Where containers/storage looks for its configuration, the first that is there counting (containers-storage.conf(5))."""
+"""Where root's containers/storage looks for its configuration, the first that is there counting
+(containers-storage.conf(5))."""
 
 FORGETS_FROM = (5, 5)
 """podman from here on has containers/storage 1.58 or later, which does not write down what layers it took from a store."""
@@ -44,7 +47,7 @@ def podman_facts(mountpoint: Path) -> PodmanFacts:
     mounted = info is not None and info.fs_type == mounting.FS_TYPE
     said = output(["podman", "--version"]) or ""
     version = match[1] if (match := re.search(r"(\d+\.\d+[\w.]*)", said)) else ""
-    path = next((path for path in STORAGE_CONF if path.exists()), None)
+    path = next((path for path in storage_confs(os.environ, root=userns.is_initial()) if path.exists()), None)
     if path is None:
         return PodmanFacts(mountpoint, mounted, version)
     try:
@@ -52,6 +55,14 @@ def podman_facts(mountpoint: Path) -> PodmanFacts:
     except (OSError, ValueError) as error:
         return PodmanFacts(mountpoint, mounted, version, path, error=str(error))
     return PodmanFacts(mountpoint, mounted, version, path, stores)
+
+
+def storage_confs(environment: Mapping[str, str], *, root: bool) -> Sequence[Path]:
+    """Where the containers/storage of `root`, or of a user with this environment, looks for its configuration."""
+    if root:
+        return STORAGE_CONF
+    directory = environment.get("XDG_CONFIG_HOME") or f"{environment.get('HOME', '/root')}/.config"
+    return (Path(directory) / "containers" / "storage.conf", *STORAGE_CONF)
 
 
 def layer_stores(text: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from snapshotter import userns
 from snapshotter.errors import FailedPreconditionError, NotFoundError, PuzzlefsError, UnsupportedError
 from snapshotter.mount.wire import READ_MAX
 
@@ -103,7 +104,8 @@ def set_read_ahead(mountpoint: Path, size: int) -> bool:
     try:
         Path(f"/sys/class/bdi/{info.device}/read_ahead_kb").write_text(str(max(size, PAGE) // 1024))
     except OSError as error:
-        _log.warning("read-ahead of %s stays as it is: %s", mountpoint, error)
+        level = logging.WARNING if userns.is_initial() else logging.DEBUG  # in a user namespace nobody may
+        _log.log(level, "read-ahead of %s stays as it is: %s", mountpoint, error)
         return False
     return True
 

@@ -9,8 +9,8 @@ rules that concern one inode alone are the codec's; here are those between inode
 * No name leads to the root, or to inode 0 (FUSE's "no such name"), or to an inode that is not there.
 
 As a layer for overlayfs (`as_layer`) a whiteout is a character device 0/0 and an opaque directory has
-``trusted.overlay.opaque`` = ``y`` (Linux, filesystems/overlayfs.rst, "whiteouts and opaque directories"); otherwise names that
-lead to whiteouts are not shown.
+``trusted.overlay.opaque`` = ``y``, or ``user.overlay.opaque`` for overlays of a user namespace (Linux,
+filesystems/overlayfs.rst, "whiteouts and opaque directories"); otherwise names that lead to whiteouts are not shown.
 """
 
 from __future__ import annotations
@@ -32,10 +32,6 @@ from snapshotter.format.digest import to_text
 from snapshotter.format.model import ROOT_INO, DirEntry, FileChunk, Inode, Kind
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount.cache import WeightedCache
-
-OPAQUE = b"trusted.overlay.opaque"
-OVERLAY_PREFIX = b"trusted.overlay."
-"""Attributes by which overlayfs is given orders. In a layer they are ours to give, not the image's."""
 
 DIRECTORY_SIZE = 4096
 """``st_size`` of every directory, as ext4 shows for a small one: the format knows none, and 0 makes some tools skip it."""
@@ -127,10 +123,19 @@ class Tree:
     breaks a rule of the format.
     """
 
-    def __init__(self, rootfs: Rootfs, *, as_layer: bool = False, cache: NodeCache | None = None) -> None:
-        """`as_layer`: show whiteouts and opaque directories to overlayfs. `cache`: shared with other trees."""
+    def __init__(
+        self,
+        rootfs: Rootfs,
+        *,
+        as_layer: bool = False,
+        overlay_prefix: bytes = b"trusted.overlay.",
+        cache: NodeCache | None = None,
+    ) -> None:
+        """`as_layer`: show whiteouts and opaque directories to overlayfs, which takes orders by attributes whose names begin
+        with `overlay_prefix`: they are ours to give, not the image's. `cache`: shared with other trees."""
         self._rootfs = rootfs
         self._as_layer = as_layer
+        self._overlay_prefix = overlay_prefix
         self._hides = not as_layer and rootfs.layer_count == 1
         self._cache = cache if cache is not None else new_cache()
         self._number = next(_tree_numbers)
@@ -209,9 +214,9 @@ class Tree:
             raise CorruptError(f"inode {ino} has two extended attributes of the same name")
         if not self._as_layer:
             return values
-        values = {key: value for key, value in values.items() if not key.startswith(OVERLAY_PREFIX)}
+        values = {key: value for key, value in values.items() if not key.startswith(self._overlay_prefix)}
         if _is_opaque(inode):
-            values[OPAQUE] = b"y"
+            values[self._overlay_prefix + b"opaque"] = b"y"
         return values
 
     def may_have_xattrs(self, ino: int) -> bool:

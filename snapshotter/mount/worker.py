@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from snapshotter import userns
 from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
 from snapshotter.chunkstore.directory import VerityOf
 from snapshotter.errors import AlreadyExistsError, CorruptError, InvalidError, NotFoundError
@@ -252,7 +253,7 @@ class Worker:
         except OSError as error:
             raise CorruptError(f"metadata of {add.name} cannot be read: {error}") from error
         rootfs = Rootfs.open(data)
-        tree = Tree(rootfs, as_layer=add.as_layer, cache=self._cache)
+        tree = Tree(rootfs, as_layer=add.as_layer, overlay_prefix=userns.overlay_prefix(), cache=self._cache)
         tree.prepare()
         return _Layer(add, connection, rootfs, tree, self._make_store(add.store, rootfs.verity))
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from snapshotter import userns
 from snapshotter.errors import InvalidError, PuzzlefsError, UnavailableError
 from snapshotter.registry.reference import DEFAULT_HOST
 
@@ -100,7 +101,7 @@ def login_files(environment: Mapping[str, str] = os.environ) -> CredentialSource
     podman = [
         environment.get("REGISTRY_AUTH_FILE"),
         os.path.join(runtime, "containers/auth.json") if runtime else None,
-        *(_PODMAN_FILES if os.geteuid() == 0 else ()),
+        *(_PODMAN_FILES if os.geteuid() == 0 and userns.is_initial() else ()),
         os.path.join(environment.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "containers/auth.json"),
     ]
     files = [DockerConfig(Path(path)) for path in dict.fromkeys(filter(None, podman))]

@@ -7,10 +7,9 @@ import stat
 import subprocess
 from pathlib import Path
 
+from snapshotter import userns
 from snapshotter.errors import FailedPreconditionError, UnavailableError
 from snapshotter.snapshots import disk
-
-_OPAQUE = b"trusted.overlay.opaque"
 
 
 def copy(source: Path, target: Path, *, whiteouts: bool) -> None:
@@ -48,6 +47,7 @@ def copy(source: Path, target: Path, *, whiteouts: bool) -> None:
 
 def _drop_whiteouts(top: Path) -> None:
     """Delete the 0/0 character devices and opaque marks below `top` (Documentation/filesystems/overlayfs.rst)."""
+    opaque = userns.overlay_prefix() + b"opaque"
     for _, names, files, directory in os.fwalk(os.fsencode(top), follow_symlinks=False):
         for name in files:
             status = os.lstat(name, dir_fd=directory)
@@ -55,5 +55,5 @@ def _drop_whiteouts(top: Path) -> None:
                 os.unlink(name, dir_fd=directory)
         for name in names:
             path = b"/proc/self/fd/%d/%s" % (directory, name)
-            if not stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode) and _OPAQUE in map(os.fsencode, os.listxattr(path)):
-                os.removexattr(path, _OPAQUE)
+            if not stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode) and opaque in map(os.fsencode, os.listxattr(path)):
+                os.removexattr(path, opaque)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from snapshotter import userns
 from snapshotter.format.digest import Digest
 from snapshotter.snapshots.model import Kind, Layer, Link, Mount
 from snapshotter.snapshots.paths import Paths
@@ -74,10 +75,12 @@ def overlay_options(module: Path = Path("/sys/module/overlay/parameters")) -> tu
 
     An index of hard links would tie an upper directory to one stack of lowers, and fail the mount with ESTALE on another.
     Lazy layers are file systems of their own; ``xino`` gives their files one device and inode numbers that readdir and stat
-    agree on, as layers on one file system have them (docs/decisions/inode-numbers.md).
+    agree on, as layers on one file system have them (docs/decisions/inode-numbers.md). In a user namespace, layers have their
+    marks in other attributes (`userns.overlay_prefix`).
     """
     options = (("index", "index=off"), ("xino_auto", _XINO))
-    return tuple(option for parameter, option in options if (module / parameter).exists())
+    found = tuple(option for parameter, option in options if (module / parameter).exists())
+    return found if userns.is_initial() else (*found, "userxattr")
 
 
 def _bind(source: Path, access: str) -> Mount:

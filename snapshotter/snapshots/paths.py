@@ -21,6 +21,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapshotter import userns
 from snapshotter.errors import FailedPreconditionError
 
 _NEW = "new-"
@@ -102,11 +103,12 @@ def check_ancestors(path: Path) -> None:
 
     Raises:
         FailedPreconditionError: a directory above it belongs to another user, or can be written by others and is not sticky.
+            In a user namespace, root cannot be told from users that are not in it: none of them counts as another.
     """
     above = dict.fromkeys([*Path(os.path.abspath(path)).parents, *Path(os.path.realpath(path)).parents])
     for directory in above:
         status = directory.stat()
-        if status.st_uid not in (0, os.geteuid()):
+        if status.st_uid not in (0, os.geteuid(), userns.outsider()):
             raise FailedPreconditionError(
                 f"{directory}, above {path}, belongs to user {status.st_uid}, who could replace it: choose another place"
             )

@@ -12,9 +12,12 @@ from pathlib import Path
 from tests.support import tools
 from tests.support.leaks import MARK as LEAK_MARK
 from tests.support.processes import CommandError
+from tests.support.userns import UserNamespace
 
 TREES = tools.STATE / "podman"
 """Made by ``scripts/podmans``."""
+
+DEPLOYED = tools.ROOT / "deploy" / "podman"
 
 RECORDING = ("bookworm", "trixie")
 """podman 4.3, which asks a layer store by blob digest, and 5.4, which asks by TOC digest."""
@@ -50,10 +53,18 @@ class Podman:
     """podman of `release`; images and containers below `directory`, layers from the store at `store`.
 
     `directory` and `store` must lie below `shared`, which is the one directory that podman sees of this machine. `insecure` are
-    registries without TLS.
+    registries without TLS. In `namespace` it is an ordinary user's podman, as in a shell of ``podman unshare``.
     """
 
-    def __init__(self, release: str, shared: Path, directory: Path, store: Path, insecure: str) -> None:
+    def __init__(
+        self,
+        release: str,
+        shared: Path,
+        directory: Path,
+        store: Path,
+        insecure: str,
+        namespace: UserNamespace | None = None,
+    ) -> None:
         """Raises MissingToolError: the release's packages are not unpacked."""
         tree = TREES / release
         if not tree.is_dir():
@@ -61,21 +72,31 @@ class Podman:
         self.directory = directory
         self._run = directory / "run"
         self._run.mkdir(parents=True)
-        (directory / "storage.conf").write_text(
-            f'[storage]\ndriver = "overlay"\ngraphroot = "{directory}/root"\nrunroot = "/run/storage"\n'
-            f'[storage.options]\nadditionallayerstores = ["{store}:ref"]\n'
-        )
+        if namespace is None:
+            self._storage = directory / "storage.conf"
+            text = (DEPLOYED / "storage.conf").read_text().replace("/var/lib/puzzlefs-store", str(store))
+            text = text.replace("/var/lib/containers/storage", f"{directory}/root")
+        else:
+            self._storage = directory / ".config" / "containers" / "storage.conf"
+            text = (DEPLOYED / "rootless" / "storage.conf").read_text()
+            text = text.replace("/home/USER/.local/share/puzzlefs-store", str(store))
+        self._storage.parent.mkdir(parents=True, exist_ok=True)
+        self._storage.write_text(text)
         (directory / "registries.conf").write_text(f'[[registry]]\nlocation = "{insecure}"\ninsecure = true\n')
         policy = directory / ".config" / "containers" / "policy.json"
-        policy.parent.mkdir(parents=True)
+        policy.parent.mkdir(parents=True, exist_ok=True)
         policy.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
         # crun refuses the cgroups of version 1 that some test machines have
         (directory / "containers.conf").write_text(
             '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
         )
+        self._user = namespace
+        if namespace is not None:
+            namespace.own(directory)
         self._namespace = subprocess.Popen(
             [
-                "unshare",
+                *(() if namespace is None else namespace.enter()),
+                tools.find("unshare"),
                 "--mount",
                 "--propagation",
                 "slave",
@@ -101,7 +122,8 @@ class Podman:
         Raises:
             CommandError: it failed, and `check` is set.
         """
-        enter = [tools.find("nsenter"), "--mount", "--target", str(self._namespace.pid)]
+        pid = self._namespace.pid
+        enter = [tools.find("nsenter"), "--mount", "--target", str(pid)] if self._user is None else self._user.enter(pid)
         done = subprocess.run(
             [*enter, "podman", *map(str, arguments)],
             env=self._environment(),
@@ -139,9 +161,10 @@ class Podman:
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.directory),
-            "CONTAINERS_STORAGE_CONF": str(self.directory / "storage.conf"),
+            "TMPDIR": str(self._run),
             "CONTAINERS_REGISTRIES_CONF": str(self.directory / "registries.conf"),
             "CONTAINERS_CONF": str(self.directory / "containers.conf"),
             "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
             LEAK_MARK: os.environ.get(LEAK_MARK, ""),
+            **({"CONTAINERS_STORAGE_CONF": str(self._storage)} if self._user is None else self._user.podman()),
         }

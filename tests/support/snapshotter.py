@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.support import mounts, processes
@@ -40,6 +40,7 @@ class Snapshotter:
 
     `containerd` is the socket of the containerd that it works for, which need not be there yet. ``hosts.toml`` files go below
     `hosts`; `settings` is more of the configuration, to which more can be appended before a `start`.
+    `enter`: words before the daemon's, by which it is run somewhere else.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Snapshotter:
         read_timeout: int = 60,
         containerd: Path | None = None,
         settings: str = "",
+        enter: Sequence[str] = (),
     ) -> None:
         self.directory = directory
+        self._enter = enter
         self.root = directory / "root"
         self.socket = directory / "snapshotter.sock"
         self.config = directory / "config.toml"
@@ -67,7 +70,14 @@ class Snapshotter:
 
     def start(self) -> None:
         """Start the daemon; returns when it takes connections."""
-        command: list[str | Path] = [program("puzzlefs-snapshotter"), "--config", self.config, "--root", self.root]
+        command: list[str | Path] = [
+            *self._enter,
+            program("puzzlefs-snapshotter"),
+            "--config",
+            self.config,
+            "--root",
+            self.root,
+        ]
         command += ["--address", self.socket, "--log-level", "info"]
         self.service = Service(command, self.log)
         try:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from snapshotter.daemon.config import load
 from snapshotter.doctor.finding import Level
-from snapshotter.doctor.podman import PodmanFacts, check_podman, layer_stores
+from snapshotter.doctor.podman import STORAGE_CONF, PodmanFacts, check_podman, layer_stores, storage_confs
 from tests.support import tools
 
 STORE = Path("/var/lib/puzzlefs-store")
@@ -54,6 +55,16 @@ def test_no_configuration_and_a_broken_one() -> None:
 
 def test_the_shipped_configuration_leads_there() -> None:
     assert layer_stores(DEPLOYED.read_text()) == (f"{STORE}:ref",)
+    rootless = DEPLOYED.parent / "rootless"
+    mountpoint = load(rootless / "config.toml").layer_store_mountpoint
+    assert layer_stores((rootless / "storage.conf").read_text()) == (f"{mountpoint}:ref",)
+
+
+def test_a_user_has_a_configuration_of_ones_own() -> None:
+    """Which counts before the machine's; root has none."""
+    assert storage_confs({"HOME": "/home/u"}, root=True) == STORAGE_CONF
+    assert storage_confs({"HOME": "/home/u"}, root=False)[0] == Path("/home/u/.config/containers/storage.conf")
+    assert storage_confs({"HOME": "/home/u", "XDG_CONFIG_HOME": "/c"}, root=False)[0] == Path("/c/containers/storage.conf")
 
 
 @pytest.mark.parametrize("text", ["x", "[storage.options]\nadditionallayerstores = 1", "[storage]\noptions = 1"])

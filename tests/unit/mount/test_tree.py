@@ -16,15 +16,16 @@ from snapshotter.format import codec
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.mount.tree import BATCH_CHUNKS, OPAQUE, Attributes, Tree, new_cache, read_pieces
+from snapshotter.mount.tree import BATCH_CHUNKS, Attributes, Tree, new_cache, read_pieces
 from tests.support.chunks import StubStore
 
 ALPHABET = bytes(range(256)) * 4
 
 
-def tree_of(*inodes: Inode, as_layer: bool = False) -> Tree:
+def tree_of(*inodes: Inode, as_layer: bool = False, overlay_prefix: bytes = b"trusted.overlay.") -> Tree:
     """A tree of these inodes, the root first, as a message holds them."""
-    return Tree(Rootfs.open(codec.encode(RootfsContent([sorted(inodes, key=lambda inode: inode.ino)]))), as_layer=as_layer)
+    content = codec.encode(RootfsContent([sorted(inodes, key=lambda inode: inode.ino)]))
+    return Tree(Rootfs.open(content), as_layer=as_layer, overlay_prefix=overlay_prefix)
 
 
 def directory(ino: int, *entries: tuple[int, bytes], opaque: bool = False) -> Inode:
@@ -95,7 +96,7 @@ def test_a_layer_gives_overlayfs_its_signs() -> None:
         directory(4),
     ]
     layer, whole = tree_of(*inodes, as_layer=True), tree_of(*inodes)
-    assert layer.xattrs(2) == {OPAQUE: b"y"}
+    assert layer.xattrs(2) == {b"trusted.overlay.opaque": b"y"}
     assert layer.xattrs(4) == layer.xattrs(1) == whole.xattrs(2) == {}
     assert (layer.may_have_xattrs(2), layer.may_have_xattrs(4), whole.may_have_xattrs(2)) == (True, False, False)
     assert (layer.attributes(3).mode & 0o170000, layer.attributes(3).rdev) == (stat.S_IFCHR, 0)
@@ -117,6 +118,16 @@ def test_an_image_gives_overlayfs_no_orders() -> None:
     root = Inode(1, Kind.DIR, xattrs=planted, look_below=True)
     assert tree_of(root, as_layer=True).xattrs(1) == {b"user.x": b"1"}
     assert tree_of(root).xattrs(1) == {b"trusted.overlay.redirect": b"/etc", b"user.x": b"1"}
+
+
+def test_overlays_of_a_user_namespace_have_their_own_orders() -> None:
+    """Those and no others: the other kind is an attribute like any, which such an overlay would show to a container."""
+    planted = [Xattr(b"user.overlay.redirect", b"/etc"), Xattr(b"user.x", b"1")]
+    inodes = [directory(1, (2, b"opaque")), Inode(2, Kind.DIR, xattrs=planted)]
+    assert tree_of(*inodes, as_layer=True, overlay_prefix=b"user.overlay.").xattrs(2) == {
+        b"user.overlay.opaque": b"y",
+        b"user.x": b"1",
+    }
 
 
 @pytest.mark.parametrize("as_layer", [True, False])
