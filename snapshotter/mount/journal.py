@@ -9,12 +9,16 @@ So a successor can answer what its predecessor left, on any kernel; since Linux 
 (FUSE_NOTIFY_RESEND). Answering twice does no harm: a unique number is never used again, and the kernel refuses a reply to
 one that it does not know (ENOENT, fuse_dev_do_write).
 
+A request that was under way whenever a server died is taken for what kills them (`Journal.condemned`): it gets an error in
+the end, and its mount a server that lives.
+
 Layout (host byte order; `LAYOUT` changes with it)::
 
     0     magic, layout, slots ever used
     16    INIT is done, minor version, flags, the kernel's flags
     64    length of the label, and the label: JSON, what the mount is
     2048  slots: a request as it came, its first word (its length) 0 where the slot is free
+    ...   suspects: a unique number, and how many servers died while they had that request; 0 where there is none
     ...   the landing place
 """
 
@@ -36,9 +40,14 @@ from snapshotter.mount.wire import Negotiated
 LAYOUT = 1
 LABEL_MAX = 1900
 """Longest label in bytes."""
-SLOTS = 4096
+SLOTS = 4032
 """Requests of one mount that are remembered while they wait; 80 bytes each, taken from the page only when used."""
 SLOT_SIZE = 96
+SUSPECTS = 384
+"""Requests of which it is remembered how many servers died with them."""
+DEATHS_MAX = 8
+"""After so many the request is not tried again. Servers come back more and more slowly, so that this is a minute or more in
+which whatever else killed them may have ended."""
 
 _MAGIC = b"pzfsconn"
 _HEAD = struct.Struct("<8sII")
@@ -47,7 +56,9 @@ _AGREED_AT = 16
 _LENGTH = struct.Struct("<I")
 _LABEL_AT = 64
 _SLOTS_AT = 2048
-_LANDING_AT = (_SLOTS_AT + SLOTS * SLOT_SIZE + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+_SUSPECT = struct.Struct("<QQ")
+_SUSPECTS_AT = _SLOTS_AT + SLOTS * SLOT_SIZE
+_LANDING_AT = (_SUSPECTS_AT + SUSPECTS * _SUSPECT.size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
 SIZE = _LANDING_AT + wire.BUFFER_SIZE
 
 _FREE = _LENGTH.pack(0)
@@ -121,6 +132,9 @@ class Journal:
         """Where read(2) of /dev/fuse has to put requests."""
         self._used = _HEAD.unpack_from(self._map)[2]
         self._free = [slot for slot in range(self._used) if self._map[_at(slot) : _at(slot) + _LENGTH.size] == _FREE]
+        deaths = self._count_deaths()
+        self.condemned = frozenset(unique for unique, count in deaths.items() if count >= DEATHS_MAX)
+        """The unique numbers of requests, as the kernel gave them first, with which too many servers died."""
 
     def agree(self, negotiated: Negotiated) -> None:
         """INIT is done."""
@@ -166,6 +180,18 @@ class Journal:
         if wire.IN_HEADER.size <= length <= len(self.landing):
             found.append((None, bytes(self.landing[:length])))
         return found
+
+    def _count_deaths(self) -> dict[int, int]:
+        """One more for every request that is unanswered now; those that were answered since are forgotten."""
+        end = _SUSPECTS_AT + SUSPECTS * _SUSPECT.size
+        before = {unique: count for unique, count in _SUSPECT.iter_unpack(self._map[_SUSPECTS_AT:end]) if count}
+        left = [wire.first_unique(request) for _, request in self.unanswered()]
+        # the old suspects first: they are the likelier ones where there are too many
+        left.sort(key=lambda unique: -before.get(unique, 0))
+        deaths = {unique: before.get(unique, 0) + 1 for unique in left[:SUSPECTS]}
+        data = b"".join(_SUSPECT.pack(unique, count) for unique, count in deaths.items())
+        self._map[_SUSPECTS_AT:end] = data.ljust(end - _SUSPECTS_AT, b"\0")
+        return deaths
 
     def forget(self) -> None:
         """Nothing is unanswered any more: the kernel has it again."""

@@ -23,12 +23,13 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from snapshotter.errors import AlreadyExistsError, NotFoundError
+from snapshotter.errors import AlreadyExistsError, NotFoundError, UnavailableError
+from snapshotter.mount import wire
 from snapshotter.mount.channel import Channel, Closer, Read
 from snapshotter.mount.interrupts import may_interrupt
-from snapshotter.mount.journal import Journal
+from snapshotter.mount.journal import DEATHS_MAX, Journal
 from snapshotter.mount.pool import Pool
-from snapshotter.mount.session import Interrupt, ReadJob, Session
+from snapshotter.mount.session import Buffers, Interrupt, ReadJob, Session
 
 NEAR_THREADS = 4
 """Reads of local chunks that run at once. They use the processor more than they wait; a worker process is made per core."""
@@ -40,6 +41,9 @@ AWAKE_NS = 50_000
 wake a processor of a virtual machine takes about as long (docs/decisions/staying-awake.md)."""
 LIVELY_NS = 100_000
 """It does so only while requests follow one another within this time: a walk through a tree, not a file now and then."""
+_DEADLY = UnavailableError(
+    f"{DEATHS_MAX} workers ended while they had this request, the mount is served without it: see the log for how they ended"
+)
 _INTERRUPT_INTERVAL = 0.5
 """Seconds after which callers with a signal pending are looked at again."""
 
@@ -188,7 +192,11 @@ class Server:
     def _handle(self, channel: Channel, request: memoryview, slot: int | None) -> bool:
         """Answer `request`, or have it answered. `slot`: where the journal has it already. Whether it is answered already."""
         fresh = channel.session.negotiated is None
-        answer = channel.session.handle(request)
+        condemned = channel.journal.condemned
+        if condemned and wire.first_unique(request) in condemned:
+            answer: Buffers | ReadJob | Interrupt | None = channel.session.refuse(request, _DEADLY)
+        else:
+            answer = channel.session.handle(request)
         if isinstance(answer, ReadJob):
             at_hand = channel.session.at_hand(answer)
             if at_hand is None:

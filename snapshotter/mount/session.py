@@ -115,6 +115,18 @@ class Session:
                 self._on_failure(Failure(request.nodeid, 0, 0, error))
             return [wire.pack_header(request.unique, 0, errno_of(error))]
 
+    def refuse(self, data: memoryview, error: Exception) -> Buffers | None:
+        """As `handle`, but the answer is always `error`, which is reported."""
+        try:
+            request = wire.parse_request(data)
+            offset, size = wire.parse_read(request) if request.opcode == Opcode.READ else (0, 0)
+        except wire.MalformedRequestError as malformed:
+            return None if malformed.unique is None else [wire.pack_header(malformed.unique, 0, errno.EINVAL)]
+        if request.opcode in wire.NO_REPLY:
+            return None
+        self._on_failure(Failure(request.nodeid, offset, size, error))
+        return [wire.pack_header(request.unique, 0, errno.EIO)]
+
     def at_hand(self, job: ReadJob) -> Buffers | None:
         """The answer to a READ, if it is short and all its chunks are in memory. Never raises, and never waits."""
         if self._at_hand is None or job.size > AT_HAND_MAX:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -249,6 +250,12 @@ def parse_request(data: memoryview) -> Request:
             f"a FUSE request of {len(data)} bytes declares {length} and {extensions} words more", unique
         )
     return Request(opcode, unique, nodeid, pid, data[IN_HEADER.size : end])
+
+
+def first_unique(data: bytes | memoryview) -> int:
+    """The number that the kernel gave the request in `data` at first: where it hands one out again it adds `UNIQUE_RESEND`."""
+    unique = int.from_bytes(data[8:16], sys.byteorder)
+    return unique & ~UNIQUE_RESEND
 
 
 def _take(layout: struct.Struct, request: Request, what: str) -> tuple[int, ...]:

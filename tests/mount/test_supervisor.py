@@ -21,6 +21,7 @@ from snapshotter.daemon.sources import LayerSource
 from snapshotter.daemon.supervisor import Supervisor
 from snapshotter.errors import CorruptError, UnavailableError
 from snapshotter.mount import mounting
+from snapshotter.mount.journal import DEATHS_MAX
 from tests.mount.source import Builder
 from tests.support import mounts
 from tests.support.processes import find, kill
@@ -196,6 +197,23 @@ def test_the_layer_that_kills_its_workers_takes_no_other_along(node: Node) -> No
             (images["c"] / "chunks" / "poison").unlink(missing_ok=True)
             victim.kill()
             victim.wait()
+        node.read("c")
+
+
+def test_a_request_that_kills_every_worker_fails_in_the_end(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its layer is served again without it, and its caller gets an error that the log explains."""
+    monkeypatch.setattr("snapshotter.daemon.supervision.PAUSE_MAX", 0.1)
+    image = node.layer("c")
+    with node.daemon(names="c"):
+        (image / "chunks" / "poison").touch()
+        read = subprocess.run(["cat", node.file("c")], capture_output=True, timeout=PATIENCE, check=False)
+        assert read.returncode == 1
+        assert b"Input/output error" in read.stderr
+        wait_for(lambda: "file /file, bytes 0+4096: " in caplog.text)
+        assert f"{DEATHS_MAX} workers ended while they had this request" in caplog.text
+        (image / "chunks" / "poison").unlink()
         node.read("c")
 
 

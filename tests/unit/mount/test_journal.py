@@ -125,3 +125,45 @@ def test_nobody_can_shrink_it(memory: int) -> None:
     """A map of what is gone would kill the server (SIGBUS)."""
     with pytest.raises(PermissionError):
         os.ftruncate(memory, 0)
+
+
+def test_what_is_under_way_whenever_a_server_dies_is_condemned(memory: int) -> None:
+    """Whether it waited in a slot or had just landed, and whether or not the kernel takes it back and hands it out again."""
+    for death in range(journal.DEATHS_MAX):
+        with opened(memory) as server:
+            assert server.condemned == frozenset()
+            server.forget()
+            with land(server, wire.UNIQUE_RESEND | 7 if death else 7) as data:
+                server.keep(data)
+            with land(server, 1000 + death) as data:  # an innocent one, which its successor answers
+                server.keep(data)
+            land(server, wire.UNIQUE_RESEND | 9 if death else 9).release()
+    with opened(memory) as server:
+        assert server.condemned == {7, 9}
+        server.forget()
+    with opened(memory) as server:
+        assert server.condemned == frozenset(), "answered meanwhile"
+
+
+def test_a_request_that_is_answered_in_between_starts_anew(memory: int) -> None:
+    for _ in range(journal.DEATHS_MAX):
+        for keeps in (True, False):
+            with opened(memory) as server:
+                assert server.condemned == frozenset()
+                server.forget()
+                if keeps:
+                    with land(server, 7) as data:
+                        server.keep(data)
+
+
+def test_more_suspects_than_there_is_room_for(memory: int) -> None:
+    """The old ones are kept, and the memory beyond is left alone."""
+    for death in range(journal.DEATHS_MAX):
+        with opened(memory) as server:
+            server.forget()
+            for number in range(journal.SUSPECTS + 50):
+                with land(server, 5 if number == 300 + 100 * (death > 0) else (death + 1) * 10_000 + number) as data:
+                    server.keep(data)
+            server.landing[:4] = bytes(4)
+    with opened(memory) as server:
+        assert server.condemned == {5}

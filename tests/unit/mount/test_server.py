@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import random
 import socket
 import struct
@@ -68,7 +70,7 @@ def request(opcode: int, nodeid: int, body: bytes, unique: int, *, length: int |
 
 
 @contextlib.contextmanager
-def served() -> Iterator[tuple[Kernel, list[Failure], list[str]]]:
+def served(memory: Journal | None = None) -> Iterator[tuple[Kernel, list[Failure], list[str]]]:
     """A server with one mount; its failures, and the mounts that it gave up."""
     inodes = [
         Inode(1, Kind.DIR, entries=[DirEntry(2, b"file"), DirEntry(3, b"link")]),
@@ -85,7 +87,7 @@ def served() -> Iterator[tuple[Kernel, list[Failure], list[str]]]:
     loop = threading.Thread(target=server.run)
     loop.start()
     try:
-        server.add("m", theirs.detach(), session, Journal(journal.create({})))
+        server.add("m", theirs.detach(), session, memory or Journal(journal.create({})))
         yield Kernel(ours), failures, gone
     finally:
         server.stop()
@@ -143,3 +145,18 @@ def test_a_request_that_is_shorter_than_its_header(size: int) -> None:
             assert kernel.answer()[:2] == (78, 22)
         assert kernel.lives()
         assert (failures, gone) == ([], [])
+
+
+def test_a_request_with_which_every_server_died_is_refused() -> None:
+    """It is answered with an error that says so; INIT and everything else go on."""
+    memory = journal.create({})
+    for _ in range(journal.DEATHS_MAX):
+        with contextlib.closing(Journal(os.dup(memory))) as died:
+            died.forget()
+            data = request(Opcode.READ, 2, READ.pack(0, 0, 4096, 0, 0, 0, 0), 7)
+            died.landing[: len(data)] = data
+    with served(Journal(memory)) as (kernel, failures, _):
+        assert kernel.ask(Opcode.READ, 2, READ.pack(0, 0, 4096, 0, 0, 0, 0), wire.UNIQUE_RESEND | 7) == (errno.EIO, b"")
+        assert {(failure.ino, failure.offset, failure.length) for failure in failures} == {(2, 0, 4096)}
+        assert "ended while they had this request" in str(failures[0].error)
+        assert kernel.lives()
