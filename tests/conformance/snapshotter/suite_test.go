@@ -60,8 +60,12 @@ func TestParallel(t *testing.T) {
 	}
 }
 
-// start serves a directory below root, which the suite makes writable for everybody: our own must not be.
+// start serves a directory below root. The suite clears the process's umask for a while, and two of them at once may
+// leave it cleared: then everybody can write to root, where the daemon rightly serves nothing.
 func start(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+	if err := os.Chmod(root, 0o755); err != nil {
+		return nil, nil, err
+	}
 	served, err := serve(root)
 	if err != nil {
 		return nil, nil, err
