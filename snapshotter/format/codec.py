@@ -183,8 +183,8 @@ class RootfsMessage:
             device = self._device(ino, segment, at, mode)
         return Inode(ino, kind, permissions, uid, gid, mtime, nsec, device, entries, look_below, chunks, xattrs, target)
 
-    def stat_at(self, layer: int, row: int) -> InodeStat:
-        """What lstat(2) shows of the inode in `row`.
+    def stat_at(self, layer: int, row: int, size: int = 0) -> InodeStat:
+        """What lstat(2) shows of the inode in `row`; `size` is that of a file as `scan` found it, 0 where that is not known.
 
         Raises:
             CorruptError: it breaks a rule that concerns what is shown.
@@ -195,10 +195,9 @@ class RootfsMessage:
         segment = inodes.segment
         at = inodes.word + row * (inodes.data_words + inodes.pointers) + inodes.data_words
         kind = _checked_kind(ino, which, permissions, nsec)
-        size = 0
         device = _NO_DEVICE
         if kind is Kind.FILE:
-            if mode:
+            if mode and not size:
                 size = self._file_size(ino, segment, at, mode)
         elif kind is Kind.LNK:
             target = self._additional(ino, segment, at + 1, additional)[1] if additional else None

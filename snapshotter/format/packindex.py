@@ -1,34 +1,21 @@
-"""Between the index of a pack and its columns: what schema/pack.capnp says. The only module that knows pycapnp.
+"""Between the index of a pack and its columns: what schema/pack.capnp says, in code.
 
-An index is read once, in whole columns, which is what pycapnp is good at. It may be hostile: pycapnp's own limit on traversal
-is lifted, because the columns are bounded by the message here.
+An index is read once, in whole columns: each is one list of plain numbers, which module array takes over as it lies. It may be
+hostile: what bounds a column is the message that it lies in (`reader`).
 """
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any
-
-import capnp
 
 from snapshotter.errors import CorruptError
 from snapshotter.format.message import MessageBuilder
+from snapshotter.format.reader import MessageReader, Shape
 
-_NO_LIMIT = 1 << 60
-_NESTING_MAX = 16
-
-
-def _load() -> Any:
-    capnp.remove_import_hook()
-    with resources.as_file(resources.files("snapshotter") / "schema" / "pack.capnp") as path:
-        return capnp.load(str(path))
-
-
-# Loaded with the module: capnp keeps the file open, once for the process.
-_schema = _load()
+_INDEX = Shape("II", 6)  # version, count; digests and the five columns of numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +59,22 @@ def decode(message: bytes) -> PackColumns:
     Raises:
         CorruptError: it is no message of this schema, or of another version.
     """
+    reader = MessageReader(message)
+    segment, at, (version, count, digests, *pointers) = reader.root(_INDEX)
+    if version != VERSION:
+        raise CorruptError(f"pack index version {version} is not readable by this program (it reads {VERSION})")
+    # A row takes 32 bytes of digest, and no column is longer than there are rows.
+    if count * 32 > len(message):
+        raise CorruptError(f"pack index: {count} rows in a message of {len(message)} bytes")
 
-    try:
-        with _schema.PackIndex.from_bytes(message, traversal_limit_in_words=_NO_LIMIT, nesting_limit=_NESTING_MAX) as root:
-            if root.version != VERSION:
-                raise CorruptError(f"pack index version {root.version} is not readable by this program (it reads {VERSION})")
-            count = root.count
-            lists = (root.rawLengths, root.offsets, root.storedLengths, root.codecs)
-            if count * 32 > len(message) or any(len(values) != count for values in lists) or len(root.within) not in (0, count):
-                raise CorruptError(
-                    f"pack index: {count} rows in a message of {len(message)} bytes, or columns that differ in length"
-                )
-            raw, offsets, stored, codecs = (array(code, values) for code, values in zip("IQIB", lists, strict=True))
-            return PackColumns(root.digests, raw, offsets, stored, codecs, array("I", root.within))
-    except (capnp.KjException, ValueError, OverflowError) as error:
-        raise CorruptError(f"malformed pack index: {str(error).splitlines()[0][:200]}") from None
+    def column(number: int, code: str) -> array[int]:
+        values = array(code)
+        values.frombytes(reader.numbers_of(segment, at + number, pointers[number - 1], values.itemsize, count))
+        if sys.byteorder == "big":
+            values.byteswap()
+        return values
+
+    raw, offsets, stored, codecs, within = map(column, range(1, 6), "IQIBI")
+    if any(len(values) != count for values in (raw, offsets, stored, codecs)) or len(within) not in (0, count):
+        raise CorruptError(f"pack index: {count} rows, and columns that differ in length")
+    return PackColumns(reader.data(segment, at, digests, len(message))[0], raw, offsets, stored, codecs, within)

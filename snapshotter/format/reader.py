@@ -28,6 +28,8 @@ _ROWS_AT_ONCE = 1024
 _U64 = struct.Struct("<Q").unpack_from
 _STRUCT, _LIST, _FAR = 0, 1, 2
 _BYTES, _STRUCTS = 2, 7
+_NUMBERS = {1: _BYTES, 2: 3, 4: 4, 8: 5}
+"""What a list of numbers of so many bytes is called."""
 
 
 class Shape:
@@ -172,6 +174,24 @@ class MessageReader:
         if target < self._starts[segment] or start + length > self._ends[segment] * 8:
             raise _malformed("an object outside of its segment")
         return self._data[start : start + (length if length <= limit else limit)], length
+
+    def numbers_of(self, segment: int, at: int, pointer: int, size: int, limit: int) -> bytes:
+        """The numbers, of `size` bytes each, of the list that `pointer`, from word `at`, names, as they lie; null is none.
+
+        More than `limit` of them are malformed, and so is a list of something else, also one of structs that begin with such a
+        number.
+        """
+        if not pointer:
+            return b""
+        segment, target, pointer = self._follow(segment, at, pointer)
+        if pointer & 3 != _LIST or pointer >> 32 & 7 != _NUMBERS[size]:
+            raise _malformed(f"a pointer to something else where one to numbers of {size} bytes is due")
+        if pointer >> 35 > limit:
+            raise _malformed(f"{pointer >> 35} numbers where at most {limit} are due")
+        start, length = target * 8, (pointer >> 35) * size
+        if target < self._starts[segment] or start + length > self._ends[segment] * 8:
+            raise _malformed("an object outside of its segment")
+        return bytes(self._data[start : start + length])
 
     def row(self, found: StructList, row: int, shape: Shape) -> tuple[Any, ...]:
         """The fields of the struct in `row` of a list; those that the list lacks are zero."""

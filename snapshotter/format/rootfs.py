@@ -15,6 +15,8 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from operator import lt
 
 from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.codec import FILE_MAX, InodeStat, RootfsMessage
@@ -84,6 +86,7 @@ class Rootfs:
         self._survey: Survey | CorruptError | None = None
         self._survey_lock = threading.Lock()
         self._rows: list[_Rows] = []
+        self._sizes = array("Q")
         if self._find(ROOT_INO) is None or self.kind(ROOT_INO) is not Kind.DIR:
             raise CorruptError("rootfs metadata: inode 1, the root, is missing or is no directory")
 
@@ -125,7 +128,9 @@ class Rootfs:
             NotFoundError: as in `inode`.
             CorruptError: it breaks a rule of the format that concerns what is shown.
         """
-        return self._message.stat_at(*self._place(ino))
+        layer, row = self._place(ino)
+        # Of a message with one layer the survey has kept how long its files are.
+        return self._message.stat_at(layer, row, self._sizes[row] if self._sizes else 0)
 
     def inode(self, ino: int) -> Inode:
         """Inode `ino`; a directory's entries are those that can be seen, in the order of their bytes.
@@ -138,6 +143,10 @@ class Rootfs:
         inode = self._message.inode_at(layer, row)
         if inode.kind is not Kind.DIR:
             return inode
+        if self._message.layers == 1:
+            names = [entry.name for entry in inode.entries]
+            if all(map(lt, names, islice(names, 1, None))):
+                return inode
         entries = {entry.name: entry for entry in inode.entries}
         if self._message.layers > 1:
             self._add_from_below(ino, layer, inode, entries)
@@ -238,6 +247,10 @@ class Rootfs:
         return map(self._message.verity_at, range(self._message.verity_count))
 
     def _place(self, ino: int) -> tuple[int, int]:
+        if len(self._rows) == 1:
+            row = self._rows[0].find(ino)
+            if row is not None:
+                return 0, row
         place = self._find(ino)
         if place is None or (self._message.layers > 1 and self._message.kind_at(*place) is Kind.WHT):
             raise NotFoundError(f"inode {ino} does not exist")
@@ -297,12 +310,14 @@ class Rootfs:
         directories: set[int] = set()
         links: dict[int, Sequence[int]] = {}
         rows = [_Rows() for _ in range(self._message.layers)]
+        sizes = array("Q")
         for layer in range(self._message.layers):
             add = rows[layer].add
             for found in self._message.scan(layer):
                 ino = found.ino
                 add(ino)
                 inodes += 1
+                sizes.append(found.size if found.size <= FILE_MAX else 0)
                 if found.kind is Kind.FILE:
                     if found.size <= FILE_MAX:
                         blocks += -(-found.size // BLOCK_SIZE)
@@ -324,6 +339,8 @@ class Rootfs:
             if below:
                 subdirectories[ino] = below
         several = {ino: count for ino, count in names.items() if count > 1}
+        if self._message.layers == 1:
+            self._sizes = sizes
         if all(each.ascending for each in rows):
             self._rows = rows
         return Survey(inodes, blocks, frozenset(attributed), frozenset(opaque), several, subdirectories)

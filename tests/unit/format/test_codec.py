@@ -261,6 +261,25 @@ def test_one_survey_answers_what_only_all_inodes_can_tell() -> None:
     assert opened(root, file, Inode(3, Kind.FIFO, xattrs=[Xattr(b"user.a", b"")])).survey().attributed == {3}
 
 
+def test_a_survey_changes_nothing_that_is_seen_of_an_inode() -> None:
+    chunk = FileChunk(sha256(b"x"), 0, 4097)
+    names = [DirEntry(2, b"b"), DirEntry(3, b"a"), DirEntry(4, b"c")]
+    inodes = [
+        Inode(1, Kind.DIR, entries=names),
+        Inode(2, Kind.FILE, chunks=[chunk, chunk]),
+        Inode(3, Kind.FILE),
+        Inode(4, Kind.FIFO),
+    ]
+    rootfs = opened(*inodes)
+    before = [rootfs.stat(ino) for ino in range(1, 5)]
+    assert [seen.size for seen in before] == [0, 8194, 0, 0]
+    rootfs.survey()
+    assert [rootfs.stat(ino) for ino in range(1, 5)] == before
+    assert [entry.name for entry in rootfs.inode(1).entries] == [b"a", b"b", b"c"]
+    with pytest.raises(NotFoundError):
+        rootfs.stat(5)
+
+
 def test_a_survey_of_several_layers_counts_what_can_be_seen() -> None:
     chunk = FileChunk(sha256(b"x"), 0, 10)
     below = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import capnp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +14,8 @@ from snapshotter.format import packindex
 from snapshotter.format.compression import Codec, compress, decode_chunk, encode_chunk
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackEntry, PackIndex, parse_footer, trailer
+
+SCHEMA = capnp.load(str(Path(packindex.__file__).parents[1] / "schema" / "pack.capnp"))
 
 
 @settings(max_examples=50, deadline=None)
@@ -90,6 +95,44 @@ def test_a_damaged_index_gives_an_error_or_an_index_within_bounds(data: st.DataO
     except CorruptError:
         return
     assert all(entry.offset + entry.stored_length <= 19 for entry in index)
+
+
+U32 = st.integers(0, 2**32 - 1)
+ROWS = st.lists(st.tuples(st.binary(min_size=32, max_size=32), U32, st.integers(0, 2**64 - 1), U32, st.integers(0, 255), U32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROWS, st.booleans(), st.booleans())
+def test_pycapnp_finds_in_an_index_what_we_do_whoever_wrote_it(
+    rows: list[tuple[bytes, int, int, int, int, int]], groups: bool, theirs: bool
+) -> None:
+    digests, raw, offsets, stored, codecs, within = zip(*rows, strict=True) if rows else [()] * 6
+    columns = packindex.PackColumns(b"".join(digests), raw, offsets, stored, codecs, within if groups else ())
+    message = packindex.encode(columns)
+    with SCHEMA.PackIndex.from_bytes(message) as root:
+        if theirs:
+            message = root.as_builder().to_bytes()
+    for data in (message, packindex.encode(columns)):
+        ours = packindex.decode(data)
+        with SCHEMA.PackIndex.from_bytes(data) as root:
+            oracle = (root.digests, root.rawLengths, root.offsets, root.storedLengths, root.codecs, root.within)
+            found = (ours.digests, ours.raw_lengths, ours.offsets, ours.stored_lengths, ours.codecs, ours.within)
+            assert [list(values) for values in found] == [list(values) for values in oracle]
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        (packindex.PackColumns(A, [1, 2], [1], [1], [0]), "columns that differ in length"),
+        (packindex.PackColumns(A, [1], [1, 2], [1], [0]), "2 numbers where at most 1"),
+        (packindex.PackColumns(A, [1], [], [1], [0]), "columns that differ in length"),
+        (packindex.PackColumns(A + B, [1, 2], [1, 2], [1, 2], [0, 0], [3]), "columns that differ in length"),
+        (packindex.PackColumns(b"", [1] * 1000, [1] * 1000, [1] * 1000, [0] * 1000), "1000 rows in a message of"),
+    ],
+)
+def test_columns_of_other_lengths_than_there_are_rows_are_refused(columns: packindex.PackColumns, complaint: str) -> None:
+    with pytest.raises(CorruptError, match=complaint):
+        packindex.decode(packindex.encode(columns))
 
 
 def test_digests_are_values_of_their_own_type() -> None:

@@ -250,6 +250,32 @@ def test_a_list_that_claims_more_than_it_has_is_refused(words: list[int], compla
         reader.structs(segment, at, pointer)
 
 
+@pytest.mark.parametrize(
+    ("pointer", "size", "limit", "complaint"),
+    [
+        (near(1, 0, 4 | 4 << 3), 8, 9, "one to numbers of 8 bytes is due"),
+        (near(1, 0, 7 | 2 << 3), 4, 9, "one to numbers of 4 bytes is due"),
+        (near(0, 0, 1), 4, 9, "one to numbers of 4 bytes is due"),
+        (near(1, 0, 4 | 4 << 3), 4, 3, "4 numbers where at most 3 are due"),
+        (near(1, 0, 4 | 5 << 3), 4, 9, "outside of its segment"),
+        (near(1, 1, 4 | 4 << 3), 4, 9, "outside of its segment"),
+        (near(1, -3, 4 | 4 << 3), 4, 9, "outside of its segment"),
+    ],
+)
+def test_a_list_of_numbers_that_is_none_is_refused(pointer: int, size: int, limit: int, complaint: str) -> None:
+    reader = MessageReader(message_of([near(0, 0, 1 << 16), pointer, 1, 2]))
+    segment, at, (found,) = reader.root(Shape("", 1))
+    with pytest.raises(CorruptError, match=complaint):
+        reader.numbers_of(segment, at, found, size, limit)
+
+
+def test_a_list_of_numbers_is_given_as_it_lies() -> None:
+    reader = MessageReader(message_of([near(0, 0, 2 << 16), near(1, 1, 4 | 3 << 3), 0, 1 | 2 << 32, 3 | 4 << 32]))
+    segment, at, (found, null) = reader.root(Shape("", 2))
+    assert struct.unpack("<3I", reader.numbers_of(segment, at, found, 4, 3)) == (1, 2, 3)
+    assert reader.numbers_of(segment, at + 1, null, 8, 0) == b""
+
+
 def test_the_table_of_segments_is_bounded() -> None:
     assert MessageReader(message_of([0], *([[]] * (SEGMENTS_MAX - 1)))).root(PAIR)[2] == (0, 0, 0, 0)
     with pytest.raises(CorruptError, match="segments, a message has at most"):
