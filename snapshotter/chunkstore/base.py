@@ -13,15 +13,13 @@ makes the whole chain and is the place to read its order. What every member prom
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from snapshotter.errors import CorruptError, NotFoundError, UnavailableError
 from snapshotter.format.digest import Digest, to_text
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRef:
+class ChunkRef(NamedTuple):
     """What a reader wants: the chunk named `digest`.
 
     `compressed` as in `format.model.FileChunk`: the name is that of the stored bytes (upstream's compressed images).
@@ -87,10 +85,14 @@ class ChunkStore(Protocol):
 
 @runtime_checkable
 class AtHand(Protocol):
-    """What a member offers beside `ChunkStore` that may have chunks in memory: an answer without waiting for anything."""
+    """What a member offers beside `ChunkStore` that keeps chunks on this machine: answers for which nobody else is asked."""
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         """What `get` would answer, if no disk, network or other thread has to be waited for; else None. Never raises."""
+        ...
+
+    def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """What `get` would answer, if memory and this machine's disk have all of it; else None. Never raises."""
         ...
 
 

@@ -147,20 +147,17 @@ class CachedStore:
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         """See `AtHand`."""
-        found = []
-        for ref in wanted:
-            raw = None if ref.compressed else self._cache.at_hand(ref.digest)
-            if raw is None:
-                return None
-            found.append(raw)
-        self._cache.stats.add(Count.HITS, len(found))
-        return found
+        return self._all(wanted, self._cache.at_hand)
+
+    def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """See `AtHand`."""
+        return self._all(wanted, self._peek)
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         found: dict[ChunkRef, bytes] = {}
         missing: list[ChunkRef] = []
         for ref in dict.fromkeys(wanted):
-            raw = None if ref.compressed else self._cache.peek(ref.digest, self._verity_of)
+            raw = None if ref.compressed else self._peek(ref.digest)
             if raw is None:
                 missing.append(ref)
             else:
@@ -179,3 +176,16 @@ class CachedStore:
 
     def close(self) -> None:
         self._inner.close()
+
+    def _peek(self, digest: Digest) -> bytes | None:
+        return self._cache.peek(digest, self._verity_of)
+
+    def _all(self, wanted: Sequence[ChunkRef], read: Callable[[Digest], bytes | None]) -> list[bytes] | None:
+        found = []
+        for ref in wanted:
+            raw = None if ref.compressed else read(ref.digest)
+            if raw is None:
+                return None
+            found.append(raw)
+        self._cache.stats.add(Count.HITS, len(found))
+        return found

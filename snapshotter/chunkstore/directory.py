@@ -150,10 +150,15 @@ class ChunkDirectory:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= AT_HAND_MAX:
                 return None
-            raw = _read_from_page_cache(descriptor, status.st_size)
-            if raw is not None and self._verified.get(digest) != (identity := _identity(status)):
-                # One that has to be sealed, or is not what its name says, is the business of `load`.
-                if self._sealing is not None or sha256(raw) != digest:
+            identity = _identity(status)
+            if self._verified.get(digest) == identity:
+                raw = _read_from_page_cache(descriptor, status.st_size)
+            elif self._sealing is not None:
+                return None  # it has to be seen that it is sealed, which is the business of `load`
+            else:
+                # What is hashed now may as well have come from the disk this moment: nobody has to ask where it was.
+                raw = _read_without_waiting(descriptor, status.st_size)
+                if raw is None or sha256(raw) != digest:
                     return None
                 self._remember(digest, identity, sealed=False)
             self._touch(digest, descriptor, status)
@@ -289,6 +294,11 @@ def _read_from_page_cache(descriptor: int, size: int) -> bytes | None:
     """The whole file, if no disk has to be asked for it; None otherwise, and where the file system cannot tell."""
     if pagecache.resident_pages(descriptor, size) != pagecache.page_count(size):
         return None
+    return _read_without_waiting(descriptor, size)
+
+
+def _read_without_waiting(descriptor: int, size: int) -> bytes | None:
+    """The whole file, if no disk has to be waited for; but what was missing may have been read this moment."""
     buffer = bytearray(size)
     try:
         count = os.preadv(descriptor, [buffer], 0, os.RWF_NOWAIT)

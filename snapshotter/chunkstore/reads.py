@@ -61,6 +61,10 @@ class Reads:
             self._seconds[kind] += took
             self._failed[kind] += failed
 
+    def drop(self, kind: str, number: int) -> None:
+        """The read is tried in another way, which is noted by itself."""
+        del self._waiting[kind][number]
+
     def took(self, kind: str, seconds: float) -> None:
         """A read that did not wait was done in `seconds`."""
         with self._lock:
@@ -109,7 +113,7 @@ class Observed:
         self._reads = reads
         self._kind = kind
         self._layer = layer
-        self._inner_at_hand = inner.at_hand if isinstance(inner, AtHand) else None
+        self._near: AtHand | None = inner if isinstance(inner, AtHand) else None
 
     @property
     def name(self) -> str:
@@ -117,13 +121,28 @@ class Observed:
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         """See `AtHand`."""
-        if self._inner_at_hand is None:
+        if self._near is None:
             return None
         start = time.monotonic()
-        answer = self._inner_at_hand(wanted)
+        answer = self._near.at_hand(wanted)
         if answer is not None:
             self._reads.took(self._kind, time.monotonic() - start)
         return answer
+
+    def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """See `AtHand`."""
+        if self._near is None or not wanted:
+            return None
+        number = self._reads.begin(self._kind, self._layer, wanted[0].digest)
+        answer = None
+        try:
+            answer = self._near.local(wanted)
+            return answer
+        finally:
+            if answer is None:
+                self._reads.drop(self._kind, number)  # a `get` follows
+            else:
+                self._reads.end(self._kind, number, failed=False)
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         if not wanted:

@@ -7,13 +7,16 @@ same chunk from disk once per file (about 50 µs each from the cache, 150 µs fr
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
 from snapshotter.format.digest import Digest
 
 RECENT_BYTES = 8 << 20
 """Raw bytes that are held: a few MiB-sized reads on their way, and the small files around them."""
+
+
+_Ask = Callable[[Sequence[ChunkRef]], list[bytes] | None]
 
 
 class RecentChunks:
@@ -51,7 +54,7 @@ class RecentStore:
     def __init__(self, recent: RecentChunks, inner: ChunkStore) -> None:
         self._recent = recent
         self._inner = inner
-        self._inner_at_hand = inner.at_hand if isinstance(inner, AtHand) else None
+        self._near: AtHand | None = inner if isinstance(inner, AtHand) else None
 
     @property
     def name(self) -> str:
@@ -59,19 +62,26 @@ class RecentStore:
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         """See `AtHand`."""
-        found = [self._recent.get(ref) for ref in wanted]
-        if None not in found:
-            return [raw for raw in found if raw is not None]
-        if self._inner_at_hand is None:
-            return None
-        missing = list(dict.fromkeys(ref for ref, raw in zip(wanted, found, strict=True) if raw is None))
-        answer = self._inner_at_hand(missing)
-        if answer is None:
-            return None
-        more = dict(zip(missing, answer, strict=True))
-        for ref, raw in more.items():
-            self._recent.put(ref, raw)
-        return [more[ref] if raw is None else raw for ref, raw in zip(wanted, found, strict=True)]
+        return self._each(wanted, None if self._near is None else self._near.at_hand)
+
+    def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """See `AtHand`."""
+        return self._each(wanted, None if self._near is None else self._near.local)
+
+    def _each(self, wanted: Sequence[ChunkRef], ask: _Ask | None) -> list[bytes] | None:
+        # One by one: reads that are next to each other in a file are done at the same time and share the chunk between them,
+        # the last of one and the first of the other, which is then read and hashed once.
+        found = []
+        for ref in wanted:
+            raw = self._recent.get(ref)
+            if raw is None:
+                answer = None if ask is None else ask((ref,))
+                if answer is None:
+                    return None
+                raw = answer[0]
+                self._recent.put(ref, raw)
+            found.append(raw)
+        return found
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         found: dict[ChunkRef, bytes] = {}

@@ -15,7 +15,6 @@ from pathlib import Path
 from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
 from snapshotter.format.digest import Digest
 from snapshotter.mount import mounting
-from snapshotter.mount.wire import READ_MAX
 
 READ_AHEAD = 16 << 10
 """Bytes, where nothing is known of the start."""
@@ -57,7 +56,7 @@ class StartWindow:
                 return
             self._ended = self._begun = True
         self._timer.cancel()
-        mounting.set_read_ahead(self._mountpoint, READ_MAX)
+        mounting.raise_read_ahead(self._mountpoint)
 
 
 class Started:
@@ -78,6 +77,10 @@ class Started:
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         return self._inner.at_hand(wanted) if isinstance(self._inner, AtHand) else None
+
+    def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        self._window.begin()
+        return self._inner.local(wanted) if isinstance(self._inner, AtHand) else None
 
     def has(self, digest: Digest) -> bool:
         return self._inner.has(digest)

@@ -124,14 +124,20 @@ class Read:
                 self._pool = None
             return not self.answered
 
-    def do(self, read: Callable[[ReadJob], Buffers] | None = None) -> None:
-        """Read (as the session's `read` does), however long it takes, and answer if somebody still waits."""
-        buffers = (read or self.channel.session.read)(self.job)
+    def do(self, read: Callable[[ReadJob], Buffers | None]) -> bool:
+        """Have `read`, a method of the session, read, however long it takes, and answer if somebody still waits.
+
+        False if it has no answer: another method has to.
+        """
+        buffers = read(self.job)
+        if buffers is None:
+            return False
         with self._lock:
             if self.answered:
-                return
+                return True
             self.answered = True
         self.channel.answered(self, buffers)
+        return True
 
     def abandon(self) -> None:
         """Answer EINTR now. A thread that is at work for it is left to it, and another takes its place in the pool."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from snapshotter import userns
 from snapshotter.errors import FailedPreconditionError, NotFoundError, PuzzlefsError, UnsupportedError
-from snapshotter.mount.wire import READ_MAX
+from snapshotter.mount.wire import READ_AHEAD_MAX, READ_MAX
 
 FUSE_DEVICE = "/dev/fuse"
 FS_TYPE = "fuse.puzzlefs"
@@ -55,7 +55,7 @@ def open_fuse() -> int:
 
 
 def mount(fd: int, mountpoint: Path, source: str, flags: int = MS_RDONLY) -> None:
-    """Mount the connection `fd` on `mountpoint`, and let it read ahead as far as a read may be long.
+    """Mount the connection `fd` on `mountpoint`, and let it read ahead by `READ_AHEAD_MAX`.
 
     Without MS_RDONLY the kernel passes attempts to change something on to the server, which refuses them all.
 
@@ -111,11 +111,11 @@ def set_read_ahead(mountpoint: Path, size: int) -> bool:
 
 
 def raise_read_ahead(mountpoint: Path) -> bool:
-    """Set the read-ahead of the mount to the largest read. False, and a line in the log, where /sys does not let us.
+    """Set the read-ahead of the mount to `READ_AHEAD_MAX`. False, and a line in the log, where /sys does not let us.
 
     The kernel's default of 128 KiB makes eight requests out of each MiB that is read in order. INIT can only lower it.
     """
-    return set_read_ahead(mountpoint, READ_MAX)
+    return set_read_ahead(mountpoint, READ_AHEAD_MAX)
 
 
 def mounts() -> Iterator[MountInfo]:

@@ -31,8 +31,9 @@ from snapshotter.mount.journal import DEATHS_MAX, Journal
 from snapshotter.mount.pool import Pool
 from snapshotter.mount.session import Buffers, Interrupt, ReadJob, Session
 
-NEAR_THREADS = 4
-"""Reads of local chunks that run at once. They use the processor more than they wait; a worker process is made per core."""
+NEAR_THREADS = max(2, min(4, len(os.sched_getaffinity(0))))
+"""Reads of local chunks that run at once. They use the processor more than they wait: with more threads than processors a read
+is done later than it could be, and so is whoever waits for it."""
 FAR_THREADS = 64
 """Reads that may wait for a network at once, over all mounts of a server: each holds 1 MiB and the chunks it comes from."""
 
@@ -232,8 +233,11 @@ class Server:
         handed_on = False
         try:
             if read.start(self._near):
-                if read.channel.session.is_near(read.job):
-                    read.do()
+                session = read.channel.session
+                if read.do(session.read_local):
+                    pass
+                elif session.is_near(read.job):
+                    read.do(session.read)
                 elif read.stop():
                     self._far.submit(partial(self._read_far, read))
                     handed_on = True

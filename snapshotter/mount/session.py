@@ -21,7 +21,7 @@ from snapshotter.errors import CorruptError, NotFoundError, UnsupportedError
 from snapshotter.format.model import ROOT_INO
 from snapshotter.mount import companions, wire
 from snapshotter.mount.errnos import errno_of
-from snapshotter.mount.tree import Tree, read_at_hand, read_pieces
+from snapshotter.mount.tree import BATCH_CHUNKS, Ask, Tree, read_if_there, read_pieces
 from snapshotter.mount.wire import Negotiated, Opcode, Request
 
 Buffers = Sequence[bytes | memoryview]
@@ -79,7 +79,7 @@ class Session:
         self.refused: UnsupportedError | None = None
         """Why the kernel was refused at INIT, if it was."""
         self._store = store
-        self._at_hand = store.at_hand if isinstance(store, AtHand) else None
+        self._near: AtHand | None = store if isinstance(store, AtHand) else None
         self._on_failure = on_failure
 
     def handle(self, data: memoryview) -> Buffers | ReadJob | Interrupt | None:
@@ -129,16 +129,16 @@ class Session:
 
     def at_hand(self, job: ReadJob) -> Buffers | None:
         """The answer to a READ, if it is short and all its chunks are in memory. Never raises, and never waits."""
-        if self._at_hand is None or job.size > AT_HAND_MAX:
+        if self._near is None or job.size > AT_HAND_MAX:
             return None
-        try:
-            buffers = read_at_hand(self.tree.plan(job.ino, job.offset, job.size), self._at_hand)
-        except Exception:  # the same comes to light in `read`, which reports it
-            return None
-        return None if buffers is None else [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
+        return self._if_there(job, self._near.at_hand, BATCH_CHUNKS)
+
+    def read_local(self, job: ReadJob) -> Buffers | None:
+        """The answer to a READ, if the chunks are kept on this machine; waits for its disk. Never raises."""
+        return None if self._near is None else self._if_there(job, self._near.local, wire.READ_MAX)
 
     def is_near(self, job: ReadJob) -> bool:
-        """Whether this machine has all that `job` needs. Where the plan itself fails, yes: the failure is quickly had."""
+        """Whether this machine has all that `job` needs, in whatever store. Where the plan fails, yes: that is quickly had."""
         try:
             return all(self._store.has(piece.chunk.digest) for piece in self.tree.plan(job.ino, job.offset, job.size))
         except Exception:
@@ -175,6 +175,15 @@ class Session:
             self._store.get(companions.chunks(pieces))
         except Exception:
             _log.debug("what is loaded of inode %d could not be fetched", job.ino, exc_info=True)
+
+    def _if_there(self, job: ReadJob, ask: Ask, pieces_max: int) -> Buffers | None:
+        """What `ask` has for `job`; None where it lacks something, or where there are more pieces than may be asked for."""
+        try:
+            pieces = self.tree.plan(job.ino, job.offset, job.size)
+            buffers = read_if_there(pieces, ask) if len(pieces) <= pieces_max else None
+        except Exception:  # the same comes to light in `read`, which reports it
+            return None
+        return None if buffers is None else [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
 
     def _failed(self, job: ReadJob, error: Exception) -> Buffers:
         self._on_failure(Failure(job.ino, job.offset, job.size, error))

@@ -107,6 +107,9 @@ class _Node:
         return self._ends
 
 
+Ask = Callable[[Sequence[ChunkRef]], list[bytes] | None]
+"""What asks a store for chunks: all of them or, if that method may do so, None."""
+
 NodeCache = WeightedCache[tuple[int, int], _Node]
 _tree_numbers = itertools.count()
 
@@ -346,32 +349,37 @@ def read_pieces(pieces: Sequence[Piece], store: ChunkStore) -> list[bytes | memo
         CorruptError: a chunk is shorter than the metadata says.
         ChunkMissingError, SourceUnavailableError: see `ChunkStore.get`.
     """
-    if len(pieces) <= BATCH_CHUNKS:
-        return _fetch(pieces, store)
-    out = bytearray()
-    for start in range(0, len(pieces), BATCH_CHUNKS):
-        for view in _fetch(pieces[start : start + BATCH_CHUNKS], store):
-            out += view
-    return [memoryview(out)]
+    buffers = read_if_there(pieces, store.get)
+    assert buffers is not None  # noqa: S101 - `get` answers or raises
+    return buffers
 
 
-def read_at_hand(
-    pieces: Sequence[Piece], at_hand: Callable[[Sequence[ChunkRef]], list[bytes] | None]
-) -> list[bytes | memoryview] | None:
-    """As `read_pieces`, if they are few and `at_hand` (see `AtHand`) has all their chunks; None if not.
+def read_if_there(pieces: Sequence[Piece], ask: Ask) -> list[bytes | memoryview] | None:
+    """As `read_pieces`, if `ask`, a method of `AtHand`, has all the chunks; None if not.
 
     Raises:
         CorruptError: as `read_pieces`.
     """
-    if len(pieces) > BATCH_CHUNKS:
+    if len(pieces) <= BATCH_CHUNKS:
+        return _ask_for(pieces, ask)
+    out = bytearray()
+    for start in range(0, len(pieces), BATCH_CHUNKS):
+        views = _ask_for(pieces[start : start + BATCH_CHUNKS], ask)
+        if views is None:
+            return None
+        for view in views:
+            out += view
+    return [memoryview(out)]
+
+
+def _ask_for(pieces: Sequence[Piece], ask: Ask) -> list[bytes | memoryview] | None:
+    wanted = list(dict.fromkeys([piece.chunk for piece in pieces]))
+    found = ask(wanted)
+    if found is None:
         return None
-    chunks = at_hand([piece.chunk for piece in pieces])
-    return None if chunks is None else _cut(pieces, chunks)
-
-
-def _fetch(pieces: Sequence[Piece], store: ChunkStore) -> list[bytes | memoryview]:
-    wanted = list(dict.fromkeys(piece.chunk for piece in pieces))
-    chunks = dict(zip(wanted, store.get(wanted), strict=True))
+    if len(wanted) == len(pieces):
+        return _cut(pieces, found)
+    chunks = dict(zip(wanted, found, strict=True))
     return _cut(pieces, [chunks[piece.chunk] for piece in pieces])
 
 

@@ -23,6 +23,9 @@ MINOR_MIN = 31
 
 READ_MAX = 1 << 20
 """Largest read that is negotiated, in bytes: 256 pages, the kernel's own default limit (fs.fuse.max_pages_limit)."""
+READ_AHEAD_MAX = 2 << 20
+"""Bytes that the kernel reads ahead of who reads in order: two of the longest reads, so that two threads have something to
+do (docs/decisions/read-ahead.md)."""
 BUFFER_SIZE = 128 << 10
 """Bytes to read(2) from /dev/fuse at once. The kernel refuses less than 8 KiB and than max_write with a header
 (fuse_dev_do_read); the longest that comes is a batch of forgets, which it cuts to fit."""
@@ -330,7 +333,7 @@ def pack_init(agreed: Negotiated) -> bytes:
     return _INIT_OUT.pack(
         MAJOR,
         agreed.minor,
-        READ_MAX,
+        READ_AHEAD_MAX,
         agreed.flags & 0xFFFFFFFF,
         MAX_BACKGROUND,
         MAX_BACKGROUND * 3 // 4,

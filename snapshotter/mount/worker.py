@@ -69,7 +69,10 @@ class _Replaceable:
         return self._store.get(wanted)
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
-        return None if self._at_hand is None else self._at_hand(wanted)
+        return None if self._near is None else self._near.at_hand(wanted)
+
+    def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        return None if self._near is None else self._near.local(wanted)
 
     def has(self, digest: Digest) -> bool:
         return self._store.has(digest)
@@ -79,7 +82,7 @@ class _Replaceable:
 
     def replace(self, store: ChunkStore) -> None:
         """Read from `store` from now on. What was there is left to its last reader: it holds nothing that must be closed."""
-        self._at_hand = store.at_hand if isinstance(store, AtHand) else None
+        self._near: AtHand | None = store if isinstance(store, AtHand) else None
         self._store = store
 
 

@@ -259,3 +259,16 @@ def test_what_is_at_hand_is_written_or_about_to_be(make: Callable[..., ChunkCach
     assert store.at_hand(WANTED[:2]) == CHUNKS[:2]
     assert store.at_hand(WANTED[:3]) is None
     assert store.at_hand([ChunkRef(DIGEST, compressed=True)]) is None
+
+
+def test_what_is_local_is_what_the_cache_has_and_nobody_else_is_asked(make: Callable[..., ChunkCache]) -> None:
+    cache = make()
+    stub = StubStore(CHUNKS)
+    store = CachedStore(cache, stub)
+    store.get(WANTED[:2])
+    cache.flush()
+    stub.asked.clear()
+    assert store.local([WANTED[1], WANTED[0]]) == [CHUNKS[1], CHUNKS[0]]
+    assert store.local(WANTED[:3]) is None
+    assert store.local([ChunkRef(DIGEST, compressed=True)]) is None
+    assert stub.asked == []

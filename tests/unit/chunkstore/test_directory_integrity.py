@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter.chunkstore import directory
+from snapshotter.chunkstore import directory, pagecache
 from snapshotter.chunkstore.directory import ChunkDirectory
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest, sha256
@@ -112,6 +112,17 @@ def test_what_is_at_hand_is_checked_like_all_else(tmp_path: Path, monkeypatch: p
     assert chunks.at_hand(DIGEST) is None
     with pytest.raises(CorruptError):
         chunks.load(DIGEST)
+
+
+def test_what_is_hashed_now_may_have_come_from_anywhere_and_what_is_not_may_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file's pages are is asked only of one that was hashed before."""
+    ChunkDirectory(tmp_path).store(DIGEST, RAW)
+    chunks = ChunkDirectory(tmp_path)
+    monkeypatch.setattr(pagecache, "resident_pages", lambda descriptor, size: 0)
+    assert chunks.at_hand(DIGEST) == RAW
+    assert chunks.at_hand(DIGEST) is None
 
 
 def test_what_a_disk_has_to_be_asked_for_is_not_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from snapshotter.chunkstore.base import ChunkMissingError, ChunkRef
@@ -92,3 +94,29 @@ def test_a_read_from_memory_is_counted_and_waits_for_nothing() -> None:
     assert store.at_hand(refs(CHUNKS)) == CHUNKS
     assert sum(reads.report()["read"]["counts"]) == 2
     assert Observed(StubStore(CHUNKS), reads, "read", "layer").at_hand(refs(CHUNKS)) is None
+
+
+class Local(StubStore):
+    """Has all of its chunks on this machine."""
+
+    def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        return None
+
+    def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        self.before(wanted)
+        return [self.chunks[ref.digest] for ref in wanted] if self.chunks else None
+
+
+def test_a_local_read_is_under_way_until_its_disk_answers_and_counted_if_it_had_all() -> None:
+    reads = Reads()
+    inner = Local(CHUNKS)
+    store = Observed(inner, reads, "read", "layer")
+    seen: list[int] = []
+    inner.before = lambda wanted: seen.append(reads.report()["read"]["in_flight"])
+    assert store.local(refs(CHUNKS)) == CHUNKS
+    assert sum(reads.report()["read"]["counts"]) == 1
+    inner.chunks.clear()
+    assert store.local(refs(CHUNKS)) is None
+    report = reads.report()["read"]
+    assert (seen, report["in_flight"], sum(report["counts"])) == ([1, 1], 0, 1)
+    assert Observed(StubStore(CHUNKS), reads, "read", "layer").local(refs(CHUNKS)) is None

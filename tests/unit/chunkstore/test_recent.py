@@ -38,6 +38,8 @@ class Quick(StubStore):
         """All that it has, or nothing."""
         return [self.chunks[ref.digest] for ref in wanted] if all(ref.digest in self.chunks for ref in wanted) else None
 
+    local = at_hand
+
 
 def test_at_hand_is_what_memory_and_the_next_member_have_together() -> None:
     inner = Quick(CHUNKS[:3])
@@ -46,9 +48,19 @@ def test_at_hand_is_what_memory_and_the_next_member_have_together() -> None:
     assert store.at_hand([WANTED[1], WANTED[0], WANTED[1]]) == [CHUNKS[1], CHUNKS[0], CHUNKS[1]]
     assert store.at_hand(WANTED[2:4]) is None
     inner.chunks.clear()
-    assert store.at_hand(WANTED[:2]) == CHUNKS[:2]
-    assert store.at_hand(WANTED[2:3]) is None
+    assert store.at_hand(WANTED[:3]) == CHUNKS[:3], "the third was found on the way"
+    assert store.at_hand(WANTED[3:4]) is None
     assert inner.asked == []
+
+
+def test_what_is_local_is_asked_for_once() -> None:
+    inner = Quick(CHUNKS[:3])
+    store = RecentStore(RecentChunks(), inner)
+    assert store.local([WANTED[1], WANTED[0], WANTED[1]]) == [CHUNKS[1], CHUNKS[0], CHUNKS[1]]
+    assert store.local(WANTED[1:4]) is None
+    inner.chunks.clear()
+    assert store.local(WANTED[:3]) == CHUNKS[:3]
+    assert RecentStore(RecentChunks(), StubStore(CHUNKS)).local(WANTED[:1]) is None
 
 
 def test_nothing_but_memory_is_at_hand_before_a_member_that_waits() -> None:

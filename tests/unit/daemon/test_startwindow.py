@@ -9,7 +9,7 @@ import pytest
 
 from snapshotter.daemon.startwindow import READ_AHEAD, READ_AHEAD_WITH_PROFILE, Started, StartWindow
 from snapshotter.mount import mounting
-from snapshotter.mount.wire import READ_MAX
+from snapshotter.mount.wire import READ_AHEAD_MAX
 from tests.support.chunks import StubStore, refs, some_chunks
 
 CHUNKS = some_chunks(2)
@@ -45,9 +45,9 @@ def test_a_start_that_is_over_gets_all(told: list[int]) -> None:
     assert told == [READ_AHEAD], "time counts from the first read"
     store.get(refs(CHUNKS))
     window._timer.join(10)
-    assert told == [READ_AHEAD, READ_MAX]
+    assert told == [READ_AHEAD, READ_AHEAD_MAX]
     window.end()
-    assert told == [READ_AHEAD, READ_MAX]
+    assert told == [READ_AHEAD, READ_AHEAD_MAX]
 
 
 def test_somebody_who_reads_everything_ends_it(told: list[int]) -> None:
@@ -56,4 +56,4 @@ def test_somebody_who_reads_everything_ends_it(told: list[int]) -> None:
     store.get(refs(CHUNKS))
     window.end()
     window._timer.join(10)
-    assert told == [READ_AHEAD_WITH_PROFILE, READ_MAX]
+    assert told == [READ_AHEAD_WITH_PROFILE, READ_AHEAD_MAX]

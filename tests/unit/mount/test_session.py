@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.errors import UnavailableError
 from snapshotter.format import codec
-from snapshotter.format.digest import sha256
+from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount import wire
 from snapshotter.mount.session import Buffers, Failure, Interrupt, ReadJob, Session
-from snapshotter.mount.tree import Tree
+from snapshotter.mount.tree import BATCH_CHUNKS, Tree
 from snapshotter.mount.wire import InitFlag, Negotiated, Opcode
 from tests.support.chunks import StubStore
 
@@ -109,6 +111,61 @@ def test_reads() -> None:
     assert ask(session, Opcode.READ, read_body(0, 10), nodeid=1)[0] == errno.EIO
     assert ask(session, Opcode.READ, read_body(0, 10), nodeid=99)[0] == errno.EIO
     assert len(failures) == 2
+
+
+class Near(StubStore):
+    """Has all its chunks on this machine, and those in `memory` at hand."""
+
+    def __init__(self, chunks: Sequence[bytes]) -> None:
+        super().__init__(chunks)
+        self.memory: set[Digest] = set()
+        self.tried: list[Digest] = []
+
+    def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        self.tried += [ref.digest for ref in wanted]
+        return self.local(wanted) if self.memory.issuperset(ref.digest for ref in wanted) else None
+
+    def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        found = [self.chunks.get(ref.digest) for ref in wanted]
+        return [raw for raw in found if raw is not None] if None not in found else None
+
+
+def files_session(contents: Sequence[Sequence[bytes]]) -> tuple[Session, Near]:
+    """A session over files, numbered from 10 on, with a directory after every one."""
+    inodes = [Inode(1, Kind.DIR)]
+    for number, pieces in enumerate(contents):
+        chunks = [FileChunk(sha256(piece), 0, len(piece)) for piece in pieces]
+        inodes += [Inode(10 + 2 * number, Kind.FILE, chunks=chunks), Inode(11 + 2 * number, Kind.DIR)]
+    store = Near([piece for pieces in contents for piece in pieces])
+    store.memory = set(store.chunks)
+    tree = Tree(Rootfs.open(codec.encode(RootfsContent([inodes]))))
+    return Session(tree, store, lambda failure: None, Negotiated(41, 0, 0)), store
+
+
+def test_what_is_local_is_read_without_asking_anybody_else() -> None:
+    session, store = files_session([[b"first", b"second"], [b"third"]])
+    store.memory.clear()
+    job = ReadJob(77, 10, 2, 7, 0)
+    assert session.at_hand(job) is None
+    answer = session.read_local(job)
+    assert answer is not None
+    assert reply(b"".join(answer)) == (0, b"rstseco")
+    del store.chunks[sha256(b"second")]
+    assert session.read_local(job) is None
+    assert session.read_local(ReadJob(77, 1, 0, 10, 0)) is None, "it is for `read` to say what is wrong"
+    assert store.asked == []
+    assert make_session()[0].read_local(ReadJob(77, 2, 0, 10, 0)) is None, "a store that keeps nothing"
+
+
+def test_a_read_of_many_pieces_is_not_for_the_event_loop() -> None:
+    pieces = [b"%d" % number for number in range(BATCH_CHUNKS + 1)]
+    session, store = files_session([pieces])
+    job = ReadJob(77, 10, 0, 4096, 0)
+    assert session.at_hand(job) is None
+    assert store.tried == []
+    answer = session.read_local(job)
+    assert answer is not None
+    assert reply(b"".join(answer)) == (0, b"".join(pieces))
 
 
 def test_a_read_that_fails_is_eio_and_reported() -> None:
