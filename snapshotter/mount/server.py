@@ -128,10 +128,14 @@ class Server:
         poll = self._epoll.poll
         channels = self._channels
         last = awake_until = 0
+        look_ahead: Callable[[], None] | None = None
         while not self._stopping:
             events = poll(0 if awake_until else _INTERRUPT_INTERVAL if self._interrupted else None)
             if not events and awake_until:
-                if time.monotonic_ns() > awake_until:
+                if look_ahead is not None:
+                    look_ahead()
+                    look_ahead = None
+                elif time.monotonic_ns() > awake_until:
                     awake_until = 0
                 continue
             at_once = False
@@ -139,6 +143,7 @@ class Server:
                 channel = channels.get(fd)
                 if channel is not None:
                     at_once = self._serve_one(channel)
+                    look_ahead = channel.session.look_ahead
                 elif fd == self._wake:
                     os.eventfd_read(fd)
             now = time.monotonic_ns()

@@ -30,6 +30,14 @@ Buffers = Sequence[bytes | memoryview]
 AT_HAND_MAX = 256 << 10
 """Bytes of the longest read that is answered by the event loop itself; a longer one is worth a thread, and another core."""
 
+AHEAD_MAX = 64 << 10
+"""Bytes of the next file of a scan that are looked for ahead: reading and hashing them takes 50 µs, about what a reader takes
+from one file to the next."""
+SCAN_LENGTH = 4
+"""Files that were read in order before a scan is taken for one."""
+SCAN_STEP = 16
+"""Inode numbers from a file to the next one of a scan at most: what lies between are directories and links."""
+
 _COOKIE_DOT = 1
 _COOKIE_DOTDOT = 2
 _DIRECTORY = 0o040000
@@ -63,6 +71,26 @@ class Failure(NamedTuple):
     error: Exception
 
 
+class _Scan:
+    """Whether somebody reads one file after the other, as tar and grep do: a tree's inodes are numbered in that order."""
+
+    def __init__(self) -> None:
+        self._last = 1 << 64  # no file has it
+        self._length = 0
+        self._next: int | None = None
+
+    def begun(self, ino: int) -> None:
+        """File `ino` is read from its beginning."""
+        self._length = self._length + 1 if 0 < ino - self._last <= SCAN_STEP else 0
+        self._last = ino
+        self._next = ino if self._length >= SCAN_LENGTH else None
+
+    def take(self) -> int | None:
+        """The file after which the next one is going to be read, told once; None where nothing is foreseen."""
+        ino, self._next = self._next, None
+        return ino
+
+
 class Session:
     """Answers the requests of one mount of `tree`, with chunks from `store`."""
 
@@ -81,6 +109,7 @@ class Session:
         self._store = store
         self._near: AtHand | None = store if isinstance(store, AtHand) else None
         self._on_failure = on_failure
+        self._scan = _Scan()
 
     def handle(self, data: memoryview) -> Buffers | ReadJob | Interrupt | None:
         """The answer to the request in `data` (all that one read of /dev/fuse gave); None where the kernel expects none.
@@ -131,7 +160,22 @@ class Session:
         """The answer to a READ, if it is short and all its chunks are in memory. Never raises, and never waits."""
         if self._near is None or job.size > AT_HAND_MAX:
             return None
+        if not job.offset:
+            self._scan.begun(job.ino)
         return self._if_there(job, self._near.at_hand, BATCH_CHUNKS)
+
+    def look_ahead(self) -> None:
+        """Have in memory what a scan reads next, if there is one: for the moments in which nobody asks anything.
+
+        For the thread that calls `at_hand`. Takes as long as a read of `AHEAD_MAX` bytes at hand, waits for nothing and never
+        raises; what is found is checked and kept like all that is read.
+        """
+        after = self._scan.take()
+        if after is None or self._near is None:
+            return
+        ino = self.tree.next_file(after, SCAN_STEP)
+        if ino is not None:
+            self._if_there(ReadJob(0, ino, 0, AHEAD_MAX, 0), self._near.at_hand, BATCH_CHUNKS)
 
     def read_local(self, job: ReadJob) -> Buffers | None:
         """The answer to a READ, if the chunks are kept on this machine; waits for its disk. Never raises."""

@@ -36,8 +36,8 @@ from snapshotter.mount.cache import WeightedCache
 DIRECTORY_SIZE = 4096
 """``st_size`` of every directory, as ext4 shows for a small one: the format knows none, and 0 makes some tools skip it."""
 
-CACHE_WEIGHT = 1 << 16
-"""Inodes, directory entries and file chunks that are kept decoded, for all trees that share a cache: about 12 MB at most."""
+CACHE_WEIGHT = 1 << 15
+"""Inodes, directory entries and file chunks that are kept decoded, for all trees that share a cache: about 6 MB at most."""
 BATCH_CHUNKS = 32
 """Chunks asked for at once. A 1 MiB read of 64 KiB chunks takes 17; a hostile file could ask for a million of 16 MiB."""
 
@@ -255,6 +255,17 @@ class Tree:
             offset += taken
             row += 1
         return pieces
+
+    def next_file(self, ino: int, within: int) -> int | None:
+        """The regular file that follows inode `ino` in the order of the numbers, which is that of a walk, if one is `within` so
+        many numbers. Never raises."""
+        for number in range(ino + 1, ino + 1 + within):
+            try:
+                if self._rootfs.kind(number) is Kind.FILE:
+                    return number
+            except (NotFoundError, CorruptError):
+                continue
+        return None
 
     def path(self, ino: int) -> bytes:
         """A path from the root to inode `ino`, for messages: the first one, of a hard link. Costs a walk when first called.

@@ -17,7 +17,7 @@ from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount import wire
-from snapshotter.mount.session import Buffers, Failure, Interrupt, ReadJob, Session
+from snapshotter.mount.session import SCAN_LENGTH, Buffers, Failure, Interrupt, ReadJob, Session
 from snapshotter.mount.tree import BATCH_CHUNKS, Tree
 from snapshotter.mount.wire import InitFlag, Negotiated, Opcode
 from tests.support.chunks import StubStore
@@ -166,6 +166,35 @@ def test_a_read_of_many_pieces_is_not_for_the_event_loop() -> None:
     answer = session.read_local(job)
     assert answer is not None
     assert reply(b"".join(answer)) == (0, b"".join(pieces))
+
+
+def test_the_next_file_of_a_scan_is_looked_for_once() -> None:
+    contents = [[b"content of %d" % number] for number in range(10)]
+    session, store = files_session(contents)
+    for number in range(SCAN_LENGTH + 1):
+        session.look_ahead()
+        assert len(store.tried) == number, "too short a scan yet"
+        session.at_hand(ReadJob(77, 10 + 2 * number, 0, 4096, 0))
+    store.tried.clear()
+    session.look_ahead()
+    session.look_ahead()
+    assert store.tried == [sha256(contents[SCAN_LENGTH + 1][0])]
+    session.at_hand(ReadJob(77, 10, 0, 4096, 0))
+    store.tried.clear()
+    session.look_ahead()
+    assert store.tried == [], "somebody went back"
+
+
+def test_nothing_is_looked_for_after_the_last_file_or_within_one() -> None:
+    session, store = files_session([[b"content of %d" % number] for number in range(SCAN_LENGTH + 1)])
+    for number in range(SCAN_LENGTH + 1):
+        session.at_hand(ReadJob(77, 10 + 2 * number, 0, 4096, 0))
+    store.tried.clear()
+    session.look_ahead()
+    for offset in range(4096, 8 * 4096, 4096):
+        session.at_hand(ReadJob(77, 10, offset, 4096, 0))
+        session.look_ahead()
+    assert store.tried == []
 
 
 def test_a_read_that_fails_is_eio_and_reported() -> None:

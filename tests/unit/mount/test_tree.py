@@ -251,3 +251,12 @@ def test_upstreams_compressed_chunks_are_asked_for_as_such() -> None:
     digest = Digest(bytes(32))
     tree = tree_of(directory(1, (2, b"f")), Inode(2, Kind.FILE, chunks=[FileChunk(digest, 0, 3, compressed=True)]))
     assert tree.plan(2, 0, 3)[0].chunk == ChunkRef(digest, True)
+
+
+def test_the_next_file_is_the_next_number_of_one() -> None:
+    tree = tree_of(directory(1, (2, b"d"), (3, b"f"), (9, b"g")), directory(2), file(3), file(9))
+    assert tree.next_file(1, 2) == 3
+    assert tree.next_file(1, 1) is None
+    assert tree.next_file(3, 6) == 9
+    assert tree.next_file(3, 5) is None
+    assert tree.next_file(9, 100) is None
