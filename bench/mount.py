@@ -120,8 +120,8 @@ def _measure(task: Task, contestants: Sequence[Engine], work: Workload, director
                 warm[engine.name].append(_seconds(task, root))
                 return cold
 
-        # Before each turn: a kernel that reclaims what was not used for a while (DAMON) takes pages back within one measurement,
-        # and then one contestant of a round pays for the disk.
+        # Before each turn: a kernel that reclaims what was not used for a while (DAMON) takes pages back within one
+        # measurement, and then one contestant of a round pays for the disk.
         return Contestant(engine.name, run, prepare=lambda: _read_all(work))
 
     cold = side_by_side([turn(engine) for engine in contestants if task.name not in engine.skips], rounds)
