@@ -69,27 +69,33 @@ class Victims:
 
     def the_keeper(self) -> None:
         """And no other before the next one has everything: all at once is what is not survived without systemd."""
-        mounts = self._kept()
+        mounts = _held_by(self.keepers())
         self.kill(self.keepers())
-        deadline = time.monotonic() + 30
-        while self._kept() < mounts:
-            assert time.monotonic() < deadline, "the keeper was not followed by another"
-            time.sleep(0.02)
-
-    def _kept(self) -> int:
-        """How many mounts' memories the keeper holds."""
-        with contextlib.suppress(OSError):  # it has just ended
-            for pid in self.keepers():
-                links = list(Path(f"/proc/{pid}/fd").iterdir())
-                return sum("memfd:puzzlefs-mount" in os.readlink(link) for link in links)
-        return 0
+        self._wait_until_held(self.keepers, mounts, "the keeper was not followed by another")
 
     def the_keeper_and_the_daemon(self) -> None:
+        """While a worker has each mount, which a killed one's successor gets from the daemon alone."""
+        self._wait_until_held(self.workers, _held_by(self.keepers()), "a killed worker was not followed by another")
         self.kill(self.keepers(), daemon=True)
+
+    def _wait_until_held(self, by: Callable[[], list[int]], mounts: int, otherwise: str) -> None:
+        deadline = time.monotonic() + 30
+        while _held_by(by()) < mounts:
+            assert time.monotonic() < deadline, otherwise
+            time.sleep(0.02)
 
     def any(self) -> Callable[[], None]:
         ways = [self.a_worker, self.a_worker, self.all_workers, self.the_daemon, self.both, self.the_keeper]
         return self.random.choice([*ways, self.the_keeper_and_the_daemon])
+
+
+def _held_by(pids: list[int]) -> int:
+    """How many mounts these processes have together, by the mounts' memories."""
+    held = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has just ended
+            held += sum("memfd:puzzlefs-mount" in os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return held
 
 
 def _refuse_resend(victims: Victims) -> None:
