@@ -18,9 +18,9 @@ from snapshotter.build.spool import RawSpool
 from snapshotter.build.tar import TarReader
 from snapshotter.build.tarheader import TarHeader
 from snapshotter.build.walk import FileReader, check_empty, walk
-from snapshotter.format import codec
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import ChunkVerity, RootfsContent
+from snapshotter.format.writer import encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def build_layer(root: Node, verity: Mapping[Digest, bytes], *, times: bool = Tru
         layers=(inodes(numbering),),
         verity=[ChunkVerity(digest, verity[digest]) for digest in sorted(order)],
     )
-    return BuiltLayer(codec.encode(content, times=times), order)
+    return BuiltLayer(encode(content, times=times), order)
 
 
 def distinct(numbering: Numbering) -> list[Digest]:

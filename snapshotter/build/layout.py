@@ -28,6 +28,7 @@ from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.model import CHUNK_MAX, ChunkVerity, RootfsContent
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 from snapshotter.registry.base import Descriptor, ImageStore
 from snapshotter.registry.documents import OCI_MANIFEST, canonical_json, descriptor_to_json, is_index
 from snapshotter.registry.platforms import Platform
@@ -105,7 +106,7 @@ def _over(below: Rootfs, root: Node, layout: Layout, chunks: LayoutChunks) -> tu
         layers = [new, *layers]
     if len(layers) > codec.LAYERS_MAX:
         raise InvalidError(f"the image has {len(layers) - 1} metadata layers already; build it anew, without a base layer")
-    bare = Rootfs.open(codec.encode(RootfsContent(layers)))
+    bare = Rootfs.open(encode(RootfsContent(layers)))
     compressed = {chunk.digest: chunk.compressed for found in bare.inodes() for chunk in found.chunks}
     bare.close()
     verity: dict[Digest, bytes] = {}
@@ -118,7 +119,7 @@ def _over(below: Rootfs, root: Node, layout: Layout, chunks: LayoutChunks) -> tu
         verity[digest] = recorded
         descriptors.append(Descriptor(FILEDATA_ZSTD_TYPE if is_compressed else FILEDATA_TYPE, digest, size))
     pairs = [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]
-    return codec.encode(RootfsContent(layers, pairs)), descriptors
+    return encode(RootfsContent(layers, pairs)), descriptors
 
 
 def _stored_chunk(layout: Layout, digest: Digest, recorded: bytes | None) -> tuple[int, bytes]:

@@ -22,10 +22,10 @@ from snapshotter.build.entries import Node, inode
 from snapshotter.build.image import Options
 from snapshotter.build.layout import BuiltLayout, LayoutChunks, chunk_descriptors, publish_layout, read_rootfs
 from snapshotter.build.progress import Progress, Report, silent
-from snapshotter.format import codec
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 from snapshotter.registry.base import ImageStore
 
 
@@ -56,9 +56,7 @@ def build_upstream(
     if not any(_same(new, layer) for layer in layers):
         layers = [new, *layers]
     verity |= chunks.verity
-    message = codec.encode(
-        RootfsContent(layers, [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]), times=False
-    )
+    message = encode(RootfsContent(layers, [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]), times=False)
     if below is not None:
         below.close()
     return publish_layout(layout, tag, message, chunk_descriptors(chunks.order, chunks.sizes, compressed=compress))

@@ -20,11 +20,11 @@ from snapshotter.daemon.layers import METADATA_MAX, METADATA_STORED_MAX
 from snapshotter.errors import CorruptError, InvalidError
 from snapshotter.format.annotations import MetadataLayer, PackPlace
 from snapshotter.format.annotations import parse as puzzlefs_layer
-from snapshotter.format.codec import encode
 from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 from snapshotter.registry import documents
 from snapshotter.registry.base import LOCAL_MANIFEST_MAX, Descriptor
 from snapshotter.registry.layout import LayoutReader

@@ -2,8 +2,7 @@
 
 Rootfs metadata is read by hand (`reader`), in place: nothing is parsed before it is asked for, and every FUSE request that
 is not in a cache comes here; pycapnp takes several times as long (docs/decisions/metadata-reader.md). What is read may be
-hostile, so every value is checked as it becomes a model value, and a broken rule is a `CorruptError`. Writing lays the message
-out by hand (`message`), in the order of construction that upstream's builder has.
+hostile, so every value is checked as it becomes a model value, and a broken rule is a `CorruptError`. `writer` writes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import NamedTuple
 
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest
-from snapshotter.format.message import MessageBuilder, Struct
 from snapshotter.format.model import (
     CHUNK_MAX,
     NAME_MAX,
@@ -23,12 +21,11 @@ from snapshotter.format.model import (
     FileChunk,
     Inode,
     Kind,
-    RootfsContent,
     Xattr,
 )
 from snapshotter.format.reader import MessageReader, Shape, StructList
+from snapshotter.format.writer import MANIFEST_VERSION
 
-MANIFEST_VERSION = 3
 LAYERS_MAX = 1024
 """Most metadata layers in one message."""
 SYMLINK_MAX = 4095
@@ -137,6 +134,11 @@ class RootfsMessage:
     def inode_count(self, layer: int) -> int:
         """How many inodes `layer` lists."""
         return self._layers[layer].length
+
+    @property
+    def has_times(self) -> bool:
+        """Whether its inodes have fields for times: those that upstream's program writes have none."""
+        return any(inodes.data_words >= _INODE.data_words for inodes in self._layers)
 
     @property
     def verity_count(self) -> int:
@@ -365,57 +367,3 @@ def _kind(discriminant: int) -> Kind:
     if discriminant >= len(_KINDS):
         raise CorruptError(f"malformed Cap'n Proto message: an inode of type {discriminant}, which the schema does not know")
     return _KINDS[discriminant]
-
-
-def encode(content: RootfsContent, *, times: bool = True) -> bytes:
-    """The canonical message for `content`. Without `times` it is upstream's, which has no fields for them.
-
-    The order of construction, which decides where objects lie, is upstream's; see ``message`` for the allocation.
-    """
-    message = MessageBuilder(1, 2)
-    root = message.root
-    root.u64(0, MANIFEST_VERSION)
-    vectors = root.structs(0, len(content.layers), 0, 1)
-    for vector, inodes in zip(vectors, content.layers, strict=True):
-        structs = vector.structs(0, len(inodes), 4 if times else 3, 2)
-        for struct, inode in zip(structs, inodes, strict=True):
-            _encode_inode(struct, inode, times=times)
-    for pair, verity in zip(root.structs(1, len(content.verity), 0, 2), content.verity, strict=True):
-        pair.data(0, verity.digest)
-        pair.data(1, verity.verity)
-    return message.to_bytes()
-
-
-def _encode_inode(struct: Struct, inode: Inode, *, times: bool) -> None:
-    struct.u64(0, inode.ino)
-    struct.u16(8, inode.kind)
-    if inode.kind is Kind.DIR:
-        directory = struct.struct(0, 1, 1)
-        directory.u64(0, int(inode.look_below))
-        for slot, entry in zip(directory.structs(0, len(inode.entries), 1, 1), inode.entries, strict=True):
-            slot.u64(0, entry.ino)
-            slot.data(0, entry.name)
-    elif inode.kind is Kind.FILE:
-        for slot, chunk in zip(struct.structs(0, len(inode.chunks), 1, 1), inode.chunks, strict=True):
-            slot.u64(0, chunk.length)
-            blob = slot.struct(0, 2, 1)
-            blob.data(0, chunk.digest)
-            blob.u64(0, chunk.offset)
-            blob.u64(8, int(chunk.compressed))
-    elif inode.kind in (Kind.CHR, Kind.BLK):
-        device = struct.struct(0, 2, 0)
-        device.u64(8, inode.device[1])
-        device.u64(0, inode.device[0])
-    struct.u32(12, inode.uid)
-    struct.u32(16, inode.gid)
-    struct.u16(10, inode.permissions)
-    if inode.xattrs or inode.target is not None:
-        additional = struct.struct(1, 0, 2)
-        for slot, xattr in zip(additional.structs(0, len(inode.xattrs), 0, 2), inode.xattrs, strict=True):
-            slot.data(1, xattr.value)
-            slot.data(0, xattr.key)
-        if inode.target is not None:
-            additional.data(1, inode.target)
-    if times:
-        struct.i64(24, inode.mtime)
-        struct.u32(20, inode.mtime_nsec)

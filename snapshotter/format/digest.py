@@ -8,12 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import NewType
 
 from snapshotter.errors import InvalidError
 
 Digest = NewType("Digest", bytes)
 """The 32 bytes of a sha256."""
+
+
+class Digests(Sequence[bytes]):
+    """Digests one after another in one buffer, as a sequence that `bisect` can search."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        """`data` may grow."""
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data) // 32
+
+    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]  # slices are never taken
+        return bytes(self._data[row * 32 : row * 32 + 32])
+
 
 _TEXT = re.compile(r"sha256:([0-9a-f]{64})\Z")
 

@@ -18,7 +18,7 @@ Pointer encodings are those of the Cap'n Proto encoding specification. Places ar
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 _FIRST_SEGMENT_WORDS = 1024
 _PUT_POINTER = struct.Struct("<II").pack_into
@@ -27,29 +27,27 @@ _PUT_U32 = struct.Struct("<I").pack_into
 _PUT_U64 = struct.Struct("<Q").pack_into
 _PUT_I64 = struct.Struct("<q").pack_into
 
-_LIST_OF_BYTES = 2
-_LIST_OF_STRUCTS = 7
+_FAR = 2
+LIST_OF_BYTES = 2
+LIST_OF_STRUCTS = 7
 _LIST_SIZES = {"B": 2, "I": 4, "Q": 5}
 
 
 class Segment:
-    """One segment: its number, its bytes so far (whole words), and how many words it may hold."""
+    """One segment: its number, its bytes so far (whole words), and how many words may still be allocated."""
 
-    __slots__ = ("capacity", "data", "number")
+    __slots__ = ("data", "free", "number")
 
     def __init__(self, number: int, capacity: int) -> None:
         self.number = number
-        self.capacity = capacity
+        self.free = capacity
         self.data = bytearray()
-
-    def free(self) -> int:
-        """Words that may still be allocated."""
-        return self.capacity - len(self.data) // 8
 
     def take(self, words: int) -> int:
         """Allocate `words` zeroed words; the first one's number."""
         at = len(self.data) // 8
         self.data += bytes(8 * words)
+        self.free -= words
         return at
 
 
@@ -85,7 +83,7 @@ class Struct:
         at = self.word + self._data_words + pointer
         return self.message.new_struct(self.segment, at, data_words, pointers)
 
-    def structs(self, pointer: int, count: int, data_words: int, pointers: int) -> list[Struct]:
+    def structs(self, pointer: int, count: int, data_words: int, pointers: int) -> Iterator[Struct]:
         """Allocate a list of `count` structs of that size and let pointer number `pointer` name it."""
         at = self.word + self._data_words + pointer
         return self.message.new_structs(self.segment, at, count, data_words, pointers)
@@ -118,18 +116,18 @@ class MessageBuilder:
         place, word = self._allocate(segment, at, data_words + pointers, 0, data_words | pointers << 16)
         return Struct(self, place, word, data_words)
 
-    def new_structs(self, segment: Segment, at: int, count: int, data_words: int, pointers: int) -> list[Struct]:
+    def new_structs(self, segment: Segment, at: int, count: int, data_words: int, pointers: int) -> Iterator[Struct]:
         """Allocate a list of structs for the pointer in word `at` of `segment`."""
         size = data_words + pointers
         words = count * size
-        place, word = self._allocate(segment, at, words + 1, 1, _LIST_OF_STRUCTS | words << 3)
+        place, word = self._allocate(segment, at, words + 1, 1, LIST_OF_STRUCTS | words << 3)
         _PUT_POINTER(place.data, word * 8, count << 2, data_words | pointers << 16)
-        return [Struct(self, place, word + 1 + i * size, data_words) for i in range(count)]
+        return (Struct(self, place, word + 1 + i * size, data_words) for i in range(count))
 
     def new_data(self, segment: Segment, at: int, value: bytes) -> None:
         """Store `value` for the pointer in word `at` of `segment`."""
         words = -(-len(value) // 8)
-        place, word = self._allocate(segment, at, words, 1, _LIST_OF_BYTES | len(value) << 3)
+        place, word = self._allocate(segment, at, words, 1, LIST_OF_BYTES | len(value) << 3)
         place.data[word * 8 : word * 8 + len(value)] = value
 
     def new_numbers(self, segment: Segment, at: int, values: Sequence[int], typecode: str) -> None:
@@ -138,31 +136,61 @@ class MessageBuilder:
         place, word = self._allocate(segment, at, -(-len(stored) // 8), 1, _LIST_SIZES[typecode] | len(values) << 3)
         place.data[word * 8 : word * 8 + len(stored)] = stored
 
-    def to_bytes(self) -> bytes:
+    def graft(self, segment: Segment, at: int, words: int, pointer: int, piece: bytes) -> int:
+        """Allocate several objects at once: `piece`, whose first `words` words are the object for the pointer in word `at`.
+
+        The others are those that it points to and so on, in the order of their allocation. They must follow one another
+        without gap, as they do wherever one segment takes all of them. `pointer` is the one to the first object, with
+        offset 0. Returns the pointer for the caller to store; 0, and nothing is done, where one segment does not take all.
+        """
+        total = len(piece) // 8
+        free = segment.free
+        if free >= words:
+            if free < total:
+                return 0
+            offset = len(segment.data) // 8 - at - 1
+            segment.data += piece
+            segment.free = free - total
+            return pointer + (offset << 2)
+        place = self._first_fit(words + 1)
+        if place.free <= total:
+            return 0
+        pad = len(place.data)
+        place.data += pointer.to_bytes(8, "little")
+        place.data += piece
+        place.free -= total + 1
+        return pad | _FAR | place.number << 32
+
+    def parts(self) -> Iterator[bytes | bytearray]:
         """The message in the standard stream framing: number of segments less one, their lengths in words, the segments."""
         lengths = [len(segment.data) // 8 for segment in self._segments]
         header = struct.pack(f"<I{len(lengths)}I", len(lengths) - 1, *lengths)
-        header += bytes(-len(header) % 8)
-        return b"".join([header, *(segment.data for segment in self._segments)])
+        yield header + bytes(-len(header) % 8)
+        for segment in self._segments:
+            yield segment.data
+
+    def to_bytes(self) -> bytes:
+        """`parts` as one."""
+        return b"".join(self.parts())
 
     def _allocate(self, segment: Segment, at: int, words: int, kind: int, size: int) -> tuple[Segment, int]:
         """Take `words` words for the pointer in word `at`, write it (low bits `kind`, upper half `size`); where they are."""
-        if segment.free() >= words:
+        if segment.free >= words:
             word = segment.take(words)
             _PUT_POINTER(segment.data, at * 8, ((word - at - 1) << 2 | kind) & 0xFFFFFFFF, size)
             return segment, word
         place = self._first_fit(words + 1)
         pad = place.take(words + 1)
         _PUT_POINTER(place.data, pad * 8, kind, size)
-        _PUT_POINTER(segment.data, at * 8, pad << 3 | 2, place.number)
+        _PUT_POINTER(segment.data, at * 8, pad << 3 | _FAR, place.number)
         return place, pad + 1
 
     def _first_fit(self, words: int) -> Segment:
         """The first segment that has `words` words free. Those at the front with less than two never will again: skip them."""
-        while self._full < len(self._segments) and self._segments[self._full].free() < 2:
+        while self._full < len(self._segments) and self._segments[self._full].free < 2:
             self._full += 1
         for segment in self._segments[self._full :]:
-            if segment.free() >= words:
+            if segment.free >= words:
                 return segment
         return self._new_segment(words)
 

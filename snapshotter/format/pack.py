@@ -18,14 +18,15 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from operator import attrgetter
 
 from snapshotter.errors import CorruptError
 from snapshotter.format import packindex
 from snapshotter.format.compression import GROUP_RAW_MAX, Codec, compress, decompress
-from snapshotter.format.digest import Digest
+from snapshotter.format.digest import Digest, Digests
 from snapshotter.format.model import CHUNK_MAX
 
 __all__ = ["FOOTER_SIZE", "HEADER", "Codec", "PackEntry", "PackIndex", "parse_footer", "trailer"]
@@ -59,21 +60,6 @@ class PackEntry:
     within: int = 0
 
 
-class _Digests(Sequence[bytes]):
-    """Rows of 32 bytes, as a sequence that `bisect` can search without copying them all."""
-
-    __slots__ = ("_data",)
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return len(self._data) // 32
-
-    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]  # slices are never taken
-        return self._data[row * 32 : row * 32 + 32]
-
-
 class PackIndex:
     """Where the chunks of one pack are; searched in place, about 50 bytes a chunk in memory."""
 
@@ -82,7 +68,7 @@ class PackIndex:
     def __init__(self, columns: packindex.PackColumns) -> None:
         """From columns that are known to be consistent; `parse` is the way in for stored bytes."""
         self._columns = columns
-        self._digests = _Digests(columns.digests)
+        self._digests = Digests(columns.digests)
 
     @classmethod
     def parse(cls, stored: bytes, index_offset: int) -> PackIndex:
@@ -112,6 +98,13 @@ class PackIndex:
 
     def __iter__(self) -> Iterator[PackEntry]:
         return map(self._entry, range(len(self._digests)))
+
+    def by_place(self) -> Iterator[tuple[tuple[int, int], list[PackEntry]]]:
+        """Where something is, offset and stored length, ascending, and what: one chunk, or those of a group."""
+        columns = self._columns
+        places = list(zip(columns.offsets, columns.stored_lengths, strict=True))
+        for place, rows in groupby(sorted(range(len(places)), key=places.__getitem__), places.__getitem__):
+            yield place, list(map(self._entry, rows))
 
     def _entry(self, row: int) -> PackEntry:
         columns = self._columns
@@ -170,7 +163,7 @@ def _check(columns: packindex.PackColumns, index_offset: int) -> None:
         raise CorruptError("pack index: its columns differ in length")
     if count == 0:
         return
-    digests = _Digests(columns.digests)
+    digests = Digests(columns.digests)
     if any(digests[row] >= digests[row + 1] for row in range(count - 1)):
         raise CorruptError("pack index: its rows are not in the order of their digests")
     if not set(columns.codecs) <= {int(known) for known in Codec}:

@@ -87,7 +87,7 @@ class Rootfs:
         self._survey_lock = threading.Lock()
         self._rows: list[_Rows] = []
         self._sizes = array("Q")
-        if self._find(ROOT_INO) is None or self.kind(ROOT_INO) is not Kind.DIR:
+        if self.find(ROOT_INO) is None or self.kind(ROOT_INO) is not Kind.DIR:
             raise CorruptError("rootfs metadata: inode 1, the root, is missing or is no directory")
 
     @classmethod
@@ -251,12 +251,13 @@ class Rootfs:
             row = self._rows[0].find(ino)
             if row is not None:
                 return 0, row
-        place = self._find(ino)
+        place = self.find(ino)
         if place is None or (self._message.layers > 1 and self._message.kind_at(*place) is Kind.WHT):
             raise NotFoundError(f"inode {ino} does not exist")
         return place
 
-    def _find(self, ino: int, first_layer: int = 0) -> tuple[int, int] | None:
+    def find(self, ino: int, first_layer: int = 0) -> tuple[int, int] | None:
+        """Layer and row of inode `ino`, of the newest layer from `first_layer` on that lists it, be it a whiteout."""
         for layer in range(first_layer, self._message.layers):
             row = self._find_in(layer, ino)
             if row is not None:
@@ -290,12 +291,12 @@ class Rootfs:
         return None
 
     def _hidden(self, ino: int) -> bool:
-        place = self._find(ino)
+        place = self.find(ino)
         return place is None or self._message.kind_at(*place) is Kind.WHT
 
     def _add_from_below(self, ino: int, layer: int, inode: Inode, entries: dict[bytes, DirEntry]) -> None:
         while inode.look_below:
-            place = self._find(ino, layer + 1)
+            place = self.find(ino, layer + 1)
             if place is None:
                 return
             layer, row = place

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from snapshotter.build.documents import new_index, new_manifest
 from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK, MetadataLayer, PackLayer, PackPlace
-from snapshotter.format.codec import encode
 from snapshotter.format.compression import compress, encode_seekable
 from snapshotter.format.digest import sha256
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.pack import FOOTER_SIZE, parse_footer
+from snapshotter.format.writer import encode
 from snapshotter.registry.base import Descriptor
 from tests.support.chunks import make_pack, some_chunks
 from tests.support.images import Layer

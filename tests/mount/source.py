@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from snapshotter.chunkstore.base import ChunkMissingError, ChunkRef
-from snapshotter.format import codec
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
+from snapshotter.format.writer import encode
 
 OPAQUE = "trusted.overlay.opaque"
 PIECE = 40_000
@@ -51,7 +51,7 @@ class Builder:
     def write(self, image: Path) -> Path:
         """Write ``metadata`` and ``chunks/`` into the new directory `image`."""
         (image / "chunks").mkdir(parents=True)
-        (image / "metadata").write_bytes(codec.encode(self.content()))
+        (image / "metadata").write_bytes(encode(self.content()))
         for digest, raw in self.chunks.items():
             (image / "chunks" / digest.hex()).write_bytes(raw)
         return image

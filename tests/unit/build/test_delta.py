@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from snapshotter.build.delta import delta
 from snapshotter.build.entries import Content, Node, inodes, number
 from snapshotter.errors import CorruptError
-from snapshotter.format.codec import encode
 from snapshotter.format.digest import sha256
 from snapshotter.format.model import FileChunk, Inode, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 
 
 def file(data: bytes, **more: int) -> Node:

@@ -9,9 +9,9 @@ import pytest
 
 from snapshotter.build.entries import Content, Node, from_rootfs, inodes, number
 from snapshotter.errors import CorruptError
-from snapshotter.format.codec import encode
 from snapshotter.format.model import FileChunk, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "upstream"
 

@@ -13,10 +13,10 @@ from snapshotter.build import extract as extract_module
 from snapshotter.build.extract import extract
 from snapshotter.chunkstore.base import ChunkMissingError
 from snapshotter.errors import AlreadyExistsError, CorruptError, FailedPreconditionError
-from snapshotter.format.codec import encode
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 from tests.support.builds import Builder
 from tests.support.images import SECOND, Layer
 

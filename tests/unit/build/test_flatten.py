@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from snapshotter.build.entries import Node, from_rootfs, inodes, number
 from snapshotter.build.flatten import flatten
 from snapshotter.build.resolve import find_in_union
-from snapshotter.format.codec import encode
 from snapshotter.format.model import Kind
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 from tests.support.builds import Builder, at, names
 from tests.support.images import Layer
 from tests.support.strategies import Item, tar_of, trees

@@ -18,13 +18,13 @@ from snapshotter.build.layout import FILEDATA_TYPE, FILEDATA_ZSTD_TYPE, ROOTFS_T
 from snapshotter.build.push import push
 from snapshotter.errors import CorruptError, FailedPreconditionError, InvalidError, NotFoundError
 from snapshotter.format.annotations import MetadataLayer, parse
-from snapshotter.format.codec import encode
 from snapshotter.format.compression import decode_chunk, decode_seekable, decompress, encode_seekable
 from snapshotter.format.digest import Digest, from_text, sha256, to_text
 from snapshotter.format.model import CHUNK_MAX, ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent
 from snapshotter.format.pack import PackIndex
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 from snapshotter.registry.base import Descriptor
 from snapshotter.registry.layout import LayoutStore
 from tests.support.builds import SMALL

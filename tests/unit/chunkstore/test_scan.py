@@ -11,11 +11,11 @@ from snapshotter.chunkstore.indexes import IndexStore
 from snapshotter.chunkstore.publish import publish
 from snapshotter.chunkstore.scan import scan
 from snapshotter.format.annotations import PackPlace
-from snapshotter.format.codec import encode
 from snapshotter.format.compression import Codec
 from snapshotter.format.digest import sha256
 from snapshotter.format.model import Inode, Kind, RootfsContent
 from snapshotter.format.pack import HEADER, PackEntry, trailer
+from snapshotter.format.writer import encode
 from tests.support.chunks import some_chunks
 
 MESSAGE = encode(RootfsContent([[Inode(1, Kind.DIR)]]))

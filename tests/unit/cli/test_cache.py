@@ -10,9 +10,9 @@ import pytest
 from snapshotter.chunkstore.directory import ChunkDirectory
 from snapshotter.cli.main import main
 from snapshotter.daemon.sources import LayerSource
-from snapshotter.format.codec import encode
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import ChunkVerity, Inode, Kind, RootfsContent
+from snapshotter.format.writer import encode
 from tests.support.chunks import some_chunks
 
 ONE, TWO = "registry.example/app:1", "registry.example/app:2"

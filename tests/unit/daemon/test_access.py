@@ -15,11 +15,11 @@ from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.daemon.worker_main import command
 from snapshotter.errors import AlreadyExistsError, InvalidError, PuzzlefsError
 from snapshotter.format.annotations import DIFF_ID, METADATA, PACK, PACKS, SOURCE, VERITY, MetadataLayer, PackPlace
-from snapshotter.format.codec import encode
 from snapshotter.format.compression import compress
 from snapshotter.format.digest import Digest, chain_id, sha256, to_text
 from snapshotter.format.model import Inode, Kind, RootfsContent
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 from snapshotter.registry.policy import RegistryPolicy
 from snapshotter.registry.registries import Registries
 from snapshotter.snapshots.lazy import IMAGE_LABEL

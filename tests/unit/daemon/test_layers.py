@@ -17,11 +17,11 @@ from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer, PackPlace
-from snapshotter.format.codec import encode
 from snapshotter.format.compression import compress
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.model import ChunkVerity, Inode, Kind, RootfsContent
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 from snapshotter.registry.registries import Registries
 from tests.support.registry import FakeRegistry, Fault
 from tests.support.sealing import FakeSealing

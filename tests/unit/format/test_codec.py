@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format import codec
-from snapshotter.format.codec import encode
 from snapshotter.format.digest import Digest, sha256
+from snapshotter.format.message import MessageBuilder
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.rootfs import Rootfs, Survey
+from snapshotter.format.writer import encode
 
 SCHEMA = capnp.load(str(Path(codec.__file__).parents[1] / "schema" / "puzzlefs.capnp"))
 
@@ -289,3 +290,18 @@ def test_a_survey_of_several_layers_counts_what_can_be_seen() -> None:
     ]
     above = [Inode(1, Kind.DIR, entries=[DirEntry(2, b"gone")], look_below=True), Inode(2, Kind.WHT)]
     assert Rootfs.open(encode(RootfsContent([above, below]))).survey() == Survey(2, 1, frozenset(), frozenset(), {3: 2}, {})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(contents(), min_size=1, max_size=3), st.integers(0, 200), st.booleans())
+def test_objects_that_are_written_at_once_lie_where_each_alone_would(
+    several: list[RootfsContent], more: int, times: bool
+) -> None:
+    """`graft` is a short cut: refusing it everywhere must give the same bytes."""
+    wide = Inode(5000, Kind.DIR, entries=[DirEntry(number, b"n" * (1 + number % 90)) for number in range(more)])
+    cut = Inode(5001, Kind.FILE, chunks=[FileChunk(sha256(b"%d" % number), number, 1) for number in range(more)])
+    content = RootfsContent([[*each.layers[0], wide, cut] for each in several], several[0].verity)
+    at_once = encode(content, times=times)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MessageBuilder, "graft", lambda *arguments: 0)
+        assert encode(content, times=times) == at_once

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from snapshotter.errors import CorruptError
 from snapshotter.format import codec
-from snapshotter.format.codec import RootfsMessage, encode
+from snapshotter.format.codec import RootfsMessage
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.reader import SEGMENTS_MAX, MessageReader, Shape
+from snapshotter.format.writer import encode
 
 SCHEMA = capnp.load(str(Path(codec.__file__).parents[1] / "schema" / "puzzlefs.capnp"))
 PAIR = Shape("QQ", 2)

@@ -10,12 +10,13 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from snapshotter.format.codec import RootfsMessage, encode
+from snapshotter.format.codec import RootfsMessage
 from snapshotter.format.compression import decode_seekable, encode_seekable
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import CHUNK_MAX, ROOT_INO, Inode, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "upstream"
 VERITY_ANNOTATION = "io.puzzlefsoci.puzzlefs.puzzlefs_verity_root_hash"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from snapshotter.errors import CorruptError
-from snapshotter.format import codec
 from snapshotter.format.model import DirEntry, Inode, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 from snapshotter.mount.failures import REPORTS_PER_SECOND, FailureReport, FailureReporter
 from snapshotter.mount.session import Failure
 from snapshotter.mount.tree import Tree
@@ -16,9 +16,7 @@ INODES = [Inode(1, Kind.DIR, entries=[DirEntry(2, b"caf\xe9")]), Inode(2, Kind.F
 def test_a_report_names_what_failed() -> None:
     reports: list[FailureReport] = []
     reporter = FailureReporter(reports.append)
-    reporter.report(
-        "layer", Tree(Rootfs.open(codec.encode(RootfsContent([INODES])))), Failure(2, 3, 4, CorruptError("bad chunk"))
-    )
+    reporter.report("layer", Tree(Rootfs.open(encode(RootfsContent([INODES])))), Failure(2, 3, 4, CorruptError("bad chunk")))
     reporter.close()
     assert reports == [FailureReport("layer", "/caf\\xe9", 2, 3, 4, "bad chunk", "CorruptError", 0)]
 
@@ -27,7 +25,7 @@ def test_a_flood_is_counted_instead() -> None:
     now = 0.0
     reports: list[FailureReport] = []
     reporter = FailureReporter(reports.append, lambda: now)
-    tree = Tree(Rootfs.open(codec.encode(RootfsContent([INODES]))))
+    tree = Tree(Rootfs.open(encode(RootfsContent([INODES]))))
     for _ in range(REPORTS_PER_SECOND + 7):
         reporter.report("a", tree, Failure(2, 0, 1, CorruptError("x")))
     reporter.report("b", tree, Failure(2, 0, 1, CorruptError("x")))

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from snapshotter.errors import CorruptError, PuzzlefsError
-from snapshotter.format.codec import encode
 from snapshotter.format.compression import Codec, compress, decode_chunk, decode_seekable, decompress
 from snapshotter.format.digest import sha256
 from snapshotter.format.model import CHUNK_MAX, DirEntry, FileChunk, Inode, Kind, RootfsContent
 from snapshotter.format.pack import HEADER, PackEntry, PackIndex, trailer
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 from snapshotter.mount.tree import Piece, Tree, read_pieces
 from tests.support.chunks import StubStore, refs
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapshotter.format import codec
 from snapshotter.format.digest import sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 from snapshotter.mount import journal, wire
 from snapshotter.mount.journal import Journal
 from snapshotter.mount.server import Server
@@ -79,7 +79,7 @@ def served(memory: Journal | None = None) -> Iterator[tuple[Kernel, list[Failure
     ]
     failures: list[Failure] = []
     gone: list[str] = []
-    tree = Tree(Rootfs.open(codec.encode(RootfsContent([inodes]))))
+    tree = Tree(Rootfs.open(encode(RootfsContent([inodes]))))
     session = Session(tree, StubStore([RAW]), failures.append, Negotiated(41, 0, 0))
     server = Server(lambda name, session: None, gone.append)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.errors import UnavailableError
-from snapshotter.format import codec
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 from snapshotter.mount import wire
 from snapshotter.mount.session import SCAN_LENGTH, Buffers, Failure, Interrupt, ReadJob, Session
 from snapshotter.mount.tree import BATCH_CHUNKS, Tree
@@ -44,7 +44,7 @@ def make_session(*, xattrs: bool = True) -> tuple[Session, StubStore, list[Failu
     ]
     store = StubStore([RAW])
     failures: list[Failure] = []
-    tree = Tree(Rootfs.open(codec.encode(RootfsContent([inodes]))))
+    tree = Tree(Rootfs.open(encode(RootfsContent([inodes]))))
     return Session(tree, store, failures.append, Negotiated(41, 0, 0)), store, failures
 
 

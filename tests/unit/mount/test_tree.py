@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from snapshotter.chunkstore.base import ChunkMissingError, ChunkRef
 from snapshotter.errors import CorruptError, NotFoundError
-from snapshotter.format import codec
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 from snapshotter.mount.tree import BATCH_CHUNKS, Attributes, Tree, new_cache, read_pieces
 from tests.support.chunks import StubStore
 
@@ -24,7 +24,7 @@ ALPHABET = bytes(range(256)) * 4
 
 def tree_of(*inodes: Inode, as_layer: bool = False, overlay_prefix: bytes = b"trusted.overlay.") -> Tree:
     """A tree of these inodes, the root first, as a message holds them."""
-    content = codec.encode(RootfsContent([sorted(inodes, key=lambda inode: inode.ino)]))
+    content = encode(RootfsContent([sorted(inodes, key=lambda inode: inode.ino)]))
     return Tree(Rootfs.open(content), as_layer=as_layer, overlay_prefix=overlay_prefix)
 
 
@@ -186,7 +186,7 @@ def test_paths_for_messages() -> None:
 
 def test_two_trees_share_a_cache_and_nothing_else() -> None:
     cache = new_cache()
-    message = [codec.encode(RootfsContent([[directory(1, (2, name)), file(2)]])) for name in (b"a", b"b")]
+    message = [encode(RootfsContent([[directory(1, (2, name)), file(2)]])) for name in (b"a", b"b")]
     first, second = (Tree(Rootfs.open(data), cache=cache) for data in message)
     assert first.lookup(1, b"a") == 2
     assert second.lookup(1, b"a") is None

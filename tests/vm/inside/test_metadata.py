@@ -13,10 +13,10 @@ from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.errors import NotFoundError
 from snapshotter.format import fsverity
 from snapshotter.format.annotations import MetadataLayer
-from snapshotter.format.codec import encode
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import ROOT_INO, DirEntry, Inode, Kind, RootfsContent
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 from snapshotter.registry.registries import Registries
 from tests.vm.disk import flip_on_disk
 
