@@ -7,34 +7,30 @@ of the others; only what cannot be reached now does.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import itemgetter
+from itertools import chain
 from typing import Literal
 
-from snapshotter.build.contents import LayerContent, ManifestOf, files_with, manifests, metadata_layer, pack_index
+from snapshotter.build.contents import ManifestOf, files_with, manifests, metadata_layer, pack_index
 from snapshotter.build.documents import diff_ids
 from snapshotter.build.layout import FILEDATA_ZSTD_TYPE, Layout, read_message
+from snapshotter.build.packcheck import BadChunks, WholeBlob, check_chunks
 from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.reuse import read_json
-from snapshotter.build.rules import Rules, check
+from snapshotter.build.rules import FINDINGS_MAX, Rules, check
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format.annotations import MEDIA_TYPE_PACK, MetadataLayer, PackLayer, PackPlace
 from snapshotter.format.annotations import parse as puzzlefs_layer
-from snapshotter.format.compression import Codec, decode_chunk, decode_group, decode_seekable
+from snapshotter.format.compression import decode_seekable
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.model import CHUNK_MAX
-from snapshotter.format.pack import FOOTER_SIZE, PackEntry, PackIndex, parse_footer
+from snapshotter.format.pack import FOOTER_SIZE, PackIndex, parse_footer
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore
 
-FINDINGS_MAX = 1000
-"""Most findings that are listed; all are counted."""
-
 _PIECE = 1 << 20
-_RANGE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +69,15 @@ def verify(store: ImageStore, reference: str, report: Report = silent) -> Verifi
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A metadata layer that could be read, and what was found in it."""
+
+    descriptor: Descriptor
+    described: MetadataLayer
+    rules: Rules
+
+
 class _Check:
     """The check of one image."""
 
@@ -83,18 +88,14 @@ class _Check:
         self._report = report
         self._total = sum(layer.size for layer in image.manifest.layers)
         self._done = 0
-        self._rootfses: list[Rootfs] = []
+        self._layers: list[_Layer] = []
 
     def run(self) -> None:
         self._read_whole(self._image.manifest.config, "the configuration")
-        try:
-            if self._image.local:
-                self._local()
-            else:
-                self._packed()
-        finally:
-            for rootfs in self._rootfses:
-                rootfs.close()
+        if self._image.local:
+            self._local()
+        else:
+            self._packed()
 
     # Local images.
 
@@ -102,44 +103,45 @@ class _Check:
         image = self._image
         try:
             message = read_message(self._store, image.descriptor, image.data, image.name)
-            rootfs = Rootfs.open(message)
+            Rootfs.open(message).close()
         except (CorruptError, NotFoundError) as error:
             self._error(str(error))
             return
-        self._rootfses.append(rootfs)
         self._count(len(message))
         rules = self._rules(message, "")
+        del message
         described = {layer.digest: layer for layer in image.manifest.layers[1:]}
         # What upstream's program records for a chunk that it could not compress is the digest of its compressed form.
-        zstd = any(compressed for _, compressed in rules.needs) or any(
+        zstd = any(compressed for _, compressed, _ in rules.needs()) or any(
             layer.media_type == FILEDATA_ZSTD_TYPE for layer in described.values()
         )
-        bad: dict[Digest, str] = {}
+        bad = BadChunks()
         sizes_wrong = verity_wrong = 0
-        wanted = list(dict.fromkeys([*rules.needs, *((digest, zstd) for digest in described)]))
-        needed = {digest for digest, _ in rules.needs}
-        for digest, compressed in wanted:
-            is_needed = (digest, compressed) in rules.needs
-            if not is_needed and digest in needed:
-                continue
+        unneeded = (
+            (digest, zstd, 0)
+            for digest in described
+            if not rules.end(digest, compressed=True) and not rules.end(digest, compressed=False)
+        )
+        for digest, compressed, end in chain(rules.needs(), unneeded):
             try:
-                stored, raw = self._local_chunk(digest, compressed, strict=is_needed)
+                stored, raw = self._local_chunk(digest, compressed, strict=end > 0)
             except (CorruptError, NotFoundError) as error:
-                bad[digest] = str(error)
+                bad.add(digest, str(error))
                 continue
-            if len(raw) < rules.needs.get((digest, compressed), 0):
-                bad[digest] = f"has {len(raw)} bytes, of which files take more"
-            recorded = rules.verity.get(digest)
+            problem = f"has {len(raw)} bytes, of which files take more" if len(raw) < end else ""
+            recorded = rules.chunks.verity(digest)
             if recorded is not None and recorded != verity_digest(stored):
                 if zstd and not compressed:
                     verity_wrong += 1
                 else:
-                    bad[digest] = "has another fs-verity digest than the metadata records"
+                    problem = "has another fs-verity digest than the metadata records"
             size = described[digest].size if digest in described else len(stored)
             if size == len(raw) != len(stored):
                 sizes_wrong += 1
             elif size != len(stored):
-                bad[digest] = f"has {len(stored)} bytes, its descriptor says {size}"
+                problem = f"has {len(stored)} bytes, its descriptor says {size}"
+            if problem:
+                bad.add(digest, problem)
             self._result.chunks += 1
             self._count(len(stored))
         self._bad_chunks(bad)
@@ -177,7 +179,6 @@ class _Check:
 
     def _packed(self) -> None:
         image = self._image
-        layers: list[tuple[LayerContent, Rules]] = []
         packs: dict[Digest, Descriptor] = {}
         places: dict[Digest, PackPlace] = {}
         expected: list[Digest | None] = []
@@ -194,9 +195,7 @@ class _Check:
             if isinstance(described, MetadataLayer):
                 expected.append(described.diff_id)
                 places |= {place.pack: place for place in described.packs}
-                checked = self._metadata(layer, described)
-                if checked is not None:
-                    layers.append(checked)
+                self._metadata(layer, described)
             elif isinstance(described, PackLayer) or layer.media_type == MEDIA_TYPE_PACK:
                 expected.append(layer.digest)
                 packs[layer.digest] = layer
@@ -210,25 +209,22 @@ class _Check:
         self._config(expected)
         for missing in places.keys() - packs.keys():
             self._error(f"pack {to_text(missing)} is named by a metadata layer, and is no layer of the image")
-        recorded: dict[Digest, bytes] = {}
-        for _, rules in layers:
-            recorded |= rules.verity
-        indexes = {digest: self._pack(layer, places.get(digest), recorded) for digest, layer in packs.items()}
-        for content, rules in layers:
-            self._reachable(content, rules, indexes)
+        indexes = {digest: self._pack(layer, places.get(digest)) for digest, layer in packs.items()}
+        for checked in self._layers:
+            self._reachable(checked, indexes)
 
-    def _metadata(self, layer: Descriptor, described: MetadataLayer) -> tuple[LayerContent, Rules] | None:
+    def _metadata(self, layer: Descriptor, described: MetadataLayer) -> None:
         try:
             content = metadata_layer(self._store, layer, described, self._image.name)
         except (CorruptError, NotFoundError) as error:
             self._error(str(error))
-            return None
-        self._rootfses.append(content.rootfs)
+            return
+        content.rootfs.close()
         self._count(layer.size)
         called = f"metadata layer {to_text(layer.digest)}: "
         if verity_digest(content.message) != described.verity:
             self._error(f"{called}its fs-verity digest is not the one that its annotations state")
-        return content, self._rules(content.message, called)
+        self._layers.append(_Layer(layer, described, self._rules(content.message, called)))
 
     def _config(self, expected: list[Digest | None]) -> None:
         image = self._image
@@ -244,7 +240,7 @@ class _Check:
             if one is not None and one != other:
                 self._error(f"the configuration gives layer {number} the diff ID {to_text(other)}; it has {to_text(one)}")
 
-    def _pack(self, layer: Descriptor, place: PackPlace | None, recorded: Mapping[Digest, bytes]) -> PackIndex | None:
+    def _pack(self, layer: Descriptor, place: PackPlace | None) -> PackIndex | None:
         """Check a pack, all of its chunks included; its index."""
         called = f"pack {to_text(layer.digest)}"
         try:
@@ -262,10 +258,15 @@ class _Check:
             self._error(f"{called}: {error}")
             self._read_whole(layer, "pack")
             return None
-        bad: dict[Digest, str] = {}
-        stream = _Whole(self._store, layer, lambda size: self._count(size, blobs=0))
+        tables = [
+            checked.rules.chunks
+            for checked in self._layers
+            if any(named.pack == layer.digest for named in checked.described.packs)
+        ]
+        bad = BadChunks()
+        stream = WholeBlob(self._store, layer, lambda size: self._count(size, blobs=0))
         try:
-            self._pack_chunks(stream, index, recorded, bad)
+            self._result.chunks += check_chunks(stream, index, tables, bad)
             digest = stream.digest()
             if digest != layer.digest:
                 self._error(f"{called} is corrupt: its content has the digest {to_text(digest)}")
@@ -275,43 +276,21 @@ class _Check:
         self._bad_chunks(bad, f" in {called}")
         return index
 
-    def _pack_chunks(self, stream: _Whole, index: PackIndex, recorded: Mapping[Digest, bytes], bad: dict[Digest, str]) -> None:
-        at = 0
-        places: dict[tuple[int, int], list[PackEntry]] = {}
-        for entry in index:
-            places.setdefault((entry.offset, entry.stored_length), []).append(entry)
-        for (offset, length), entries in sorted(places.items(), key=itemgetter(0)):
-            if offset < at:
-                bad.update((entry.digest, "overlaps another chunk") for entry in entries)
-                continue
-            stream.take(offset - at)
-            stored = stream.take(length)
-            at = offset + length
-            for entry, raw in _decoded(entries, stored):
-                self._result.chunks += 1
-                if isinstance(raw, CorruptError):
-                    bad[entry.digest] = f"does not decode: {raw}"
-                elif sha256(raw) != entry.digest:
-                    bad[entry.digest] = f"holds something else: its bytes have the digest {to_text(sha256(raw))}"
-                elif recorded.get(entry.digest) not in (None, verity_digest(raw)):
-                    bad[entry.digest] = "has another fs-verity digest than the metadata records"
-
-    def _reachable(self, content: LayerContent, rules: Rules, indexes: Mapping[Digest, PackIndex | None]) -> None:
+    def _reachable(self, layer: _Layer, indexes: Mapping[Digest, PackIndex | None]) -> None:
         """Whether every chunk that the layer needs is in a pack that it names."""
-        described = content.described
-        named = [] if described is None else [indexes.get(place.pack) for place in described.packs]
+        named = [indexes.get(place.pack) for place in layer.described.packs]
         known = [index for index in named if index is not None]
         if len(known) < len(named):
             return  # what is wrong with the pack was said
-        bad: dict[Digest, str] = {}
-        for (digest, compressed), end in rules.needs.items():
+        bad = BadChunks()
+        for digest, compressed, end in layer.rules.needs():
             found = next((entry for index in known if (entry := index.find(digest)) is not None), None)
             if compressed:
-                bad[digest] = "is named by compressed bytes, which only a local image may do"
+                bad.add(digest, "is named by compressed bytes, which only a local image may do")
             elif found is None:
-                bad[digest] = "is in none of the packs that its layer names"
+                bad.add(digest, "is in none of the packs that its layer names")
             elif found.raw_length < end:
-                bad[digest] = f"has {found.raw_length} bytes, of which files take {end}"
+                bad.add(digest, f"has {found.raw_length} bytes, of which files take {end}")
         self._bad_chunks(bad)
 
     # What both have.
@@ -319,9 +298,10 @@ class _Check:
     def _rules(self, message: bytes, where: str) -> Rules:
         rules = check(message)
         self._result.inodes += rules.inodes
-        for problem in rules.errors:
+        for problem in rules.errors.lines:
             self._error(f"{where}{problem}")
-        for problem in rules.notes:
+        self._result.errors += rules.errors.count - len(rules.errors.lines)
+        for problem in rules.notes.lines:
             self._note(f"{where}{problem}")
         return rules
 
@@ -334,13 +314,22 @@ class _Check:
         except (CorruptError, NotFoundError) as error:
             self._error(f"{what}: {error}")
 
-    def _bad_chunks(self, bad: Mapping[Digest, str], where: str = "") -> None:
+    def _bad_chunks(self, bad: BadChunks, where: str = "") -> None:
         users: dict[Digest, str] = {}
-        for rootfs in self._rootfses if bad else ():
-            users = {**files_with(rootfs, set(bad)), **users}
-        for digest, problem in bad.items():
+        for rootfs in self._rootfses() if bad.problems else ():
+            users = {**files_with(rootfs, set(bad.problems)), **users}
+        for digest, problem in bad.problems.items():
             files = f" (of {users[digest]})" if digest in users else ""
             self._error(f"chunk {to_text(digest)}{where}{files} {problem}")
+        self._result.errors += bad.more
+
+    def _rootfses(self) -> Iterator[Rootfs]:
+        """The metadata of the layers that could be read, read once more: there is rarely need of it, and it may be large."""
+        image = self._image
+        if image.local:
+            yield from _closing(Rootfs.open(read_message(self._store, image.descriptor, image.data, image.name)))
+        for layer in self._layers:
+            yield from _closing(metadata_layer(self._store, layer.descriptor, layer.described, image.name).rootfs)
 
     def _error(self, problem: str) -> None:
         self._result.errors += 1
@@ -361,50 +350,8 @@ class _Check:
         self._report(Progress("read", self._image.name, min(self._done, self._total), self._total))
 
 
-def _decoded(entries: Sequence[PackEntry], stored: bytes) -> Iterator[tuple[PackEntry, bytes | CorruptError]]:
-    """The raw bytes of the chunks that are stored in one place: one chunk, or a group."""
-    group: bytes | CorruptError | None = None
-    for entry in entries:
-        try:
-            if entry.codec is not Codec.GROUP:
-                yield entry, decode_chunk(entry.codec, stored, entry.raw_length)
-                continue
-            if group is None:
-                group = decode_group(stored)
-        except CorruptError as error:
-            if entry.codec is not Codec.GROUP:
-                yield entry, error
-                continue
-            group = error
-        yield entry, group if isinstance(group, CorruptError) else group[entry.within : entry.within + entry.raw_length]
-
-
-class _Whole:
-    """A blob from its first byte to its last, unverified, so that a wrong one can be looked into; and its digest."""
-
-    def __init__(self, store: ImageStore, blob: Descriptor, count: Callable[[int], None]) -> None:
-        self._store = store
-        self._blob = blob
-        self._count = count
-        self._at = 0
-        self._held = b""
-        self._hash = hashlib.sha256()
-
-    def take(self, size: int) -> bytes:
-        """The next `size` bytes. Raises what `ImageStore.read_range` raises."""
-        while len(self._held) < size:
-            length = min(max(_RANGE, size - len(self._held)), self._blob.size - self._at)
-            piece = self._store.read_range(self._blob.digest, self._at, length)
-            self._at += length
-            self._hash.update(piece)
-            self._count(length)
-            self._held += piece
-        data, self._held = self._held[:size], self._held[size:]
-        return data
-
-    def digest(self) -> Digest:
-        """That of all bytes; what was not taken is read now."""
-        self._held = b""
-        while self._at < self._blob.size:
-            self.take(min(_RANGE, self._blob.size - self._at))
-        return Digest(self._hash.digest())
+def _closing(rootfs: Rootfs) -> Iterator[Rootfs]:
+    try:
+        yield rootfs
+    finally:
+        rootfs.close()

@@ -28,12 +28,12 @@ from snapshotter.format.annotations import (
     MetadataLayer,
     parse,
 )
-from snapshotter.format.codec import encode
 from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, from_text, sha256, to_text
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent
 from snapshotter.format.pack import PackIndex
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 from snapshotter.registry.base import Descriptor
 from snapshotter.registry.documents import OCI_INDEX, OCI_MANIFEST
 from snapshotter.registry.layout import LayoutStore
