@@ -138,7 +138,7 @@ def files_session(contents: Sequence[Sequence[bytes]]) -> tuple[Session, Near]:
         inodes += [Inode(10 + 2 * number, Kind.FILE, chunks=chunks), Inode(11 + 2 * number, Kind.DIR)]
     store = Near([piece for pieces in contents for piece in pieces])
     store.memory = set(store.chunks)
-    tree = Tree(Rootfs.open(codec.encode(RootfsContent([inodes]))))
+    tree = Tree(Rootfs.open(encode(RootfsContent([inodes]))))
     return Session(tree, store, lambda failure: None, Negotiated(41, 0, 0)), store
 
 
