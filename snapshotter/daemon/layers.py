@@ -6,8 +6,10 @@
     <root>/layers/<diff ID, hex>/number      names the mountpoint, short and never given out twice
     <root>/layers/<diff ID, hex>/source      where its chunks are, as far as it was found out: a start asks nobody
     <root>/l/<number>                        the mountpoint
+    <root>/l/<number>.<copy>                 further mounts of the same layer, where it is wanted several times at once
 
-A layer is mounted once, whatever chains, images and namespaces it is in: what it shows depends on its diff ID alone.
+A layer is mounted once, whatever chains, images and namespaces it is in: what it shows depends on its diff ID alone. Copies are
+for podman, which stacks every occurrence of a layer in an image: overlayfs takes no directory twice, by whatever path.
 """
 
 from __future__ import annotations
@@ -112,6 +114,7 @@ class Layers:
         self._guard = threading.Lock()
         self._locks: dict[Digest, threading.Lock] = {}
         self._mounted: dict[Digest, LayerSource] = {}
+        self._copies: dict[Digest, list[Path]] = {}
         for directory in (self._metadata_root, self._mount_root):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._numbers = itertools.count(1 + max(self._used_numbers(), default=0))
@@ -133,13 +136,31 @@ class Layers:
                 reason = UnavailableError(f"{error.filename or self._metadata_root}: {error.strerror or error}")
                 raise _explained(reason, layer, source) from error
 
-    def mountpoint(self, diff_id: Digest) -> Path:
-        """See `snapshots.lazy.LazyLayers`."""
+    def ensure_copies(self, diff_id: Digest, count: int) -> None:
+        """Have `count` mounts of a mounted layer beside the first.
+
+        Raises:
+            NotFoundError: it is not mounted.
+            PuzzlefsError: it cannot be mounted once more.
+        """
+        with self._locked(diff_id):
+            if diff_id not in self._mounted:
+                raise NotFoundError(f"layer {to_text(diff_id)} is not mounted")
+            copies = self._copies.setdefault(diff_id, [])
+            while len(copies) < count:
+                mountpoint = self.mountpoint(diff_id, len(copies) + 1)
+                _make_mountpoint(mountpoint)
+                source = replace(self._mounted[diff_id], profile=None)  # the first one's mount fetches that
+                self._mounts.mount(to_text(diff_id), mountpoint, self._metadata(diff_id), source)
+                copies.append(mountpoint)
+
+    def mountpoint(self, diff_id: Digest, copy: int = 0) -> Path:
+        """See `snapshots.lazy.LazyLayers`; of a `copy` that is not the first mount, see `ensure_copies`."""
         try:
             number = int((self._directory(diff_id) / "number").read_text())
         except (FileNotFoundError, ValueError):
             raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
-        return self._mount_root / str(number)
+        return self._mount_root / (f"{number}.{copy}" if copy else str(number))
 
     def restore(self, layers: Iterable[tuple[MetadataLayer, str | None]]) -> Mapping[Digest, PuzzlefsError]:
         """See `snapshots.lazy.LazyLayers`. Several hints for one layer are tried as one source."""
@@ -172,6 +193,10 @@ class Layers:
         with self._locked(diff_id):
             with contextlib.suppress(NotFoundError):
                 mountpoint = self.mountpoint(diff_id)
+                for copy in self._mount_root.glob(f"{mountpoint.name}.*"):
+                    self._mounts.unmount(copy)
+                    _remove_mountpoint(copy)
+                self._copies.pop(diff_id, None)
                 # Also what this process did not mount: an earlier daemon was killed before it had recorded the snapshot.
                 self._mounts.unmount(mountpoint)
                 self._mounted.pop(diff_id, None)
@@ -238,7 +263,8 @@ class Layers:
         merged = _merged([latest, self._mounted[diff_id]])
         if merged != self._mounted[diff_id]:
             self._remember(diff_id, merged)
-            self._mounts.update(self.mountpoint(diff_id), merged)
+            for mountpoint in (self.mountpoint(diff_id), *self._copies.get(diff_id, ())):
+                self._mounts.update(mountpoint, merged)
             self._mounted[diff_id] = merged
 
     def _fetch(self, layer: MetadataLayer, source: LayerSource) -> None:
@@ -325,7 +351,8 @@ class Layers:
             with contextlib.suppress(OSError, ValueError):
                 named.add(int(path.read_text()))
         for path in list(self._mount_root.iterdir()):
-            if path.name.isdigit() and int(path.name) not in named:
+            number = path.name.partition(".")[0]
+            if number.isdigit() and int(number) not in named:
                 try:
                     self._mounts.unmount(path)
                     _remove_mountpoint(path)

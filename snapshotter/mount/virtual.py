@@ -63,8 +63,8 @@ class VirtualTree(Protocol):
         """The names in directory `ino`."""
         ...
 
-    def readlink(self, ino: int) -> bytes:
-        """The target of symlink `ino`."""
+    def readlink(self, ino: int, caller: int) -> bytes:
+        """The target of symlink `ino` for the thread `caller`."""
         ...
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
@@ -99,7 +99,7 @@ class VirtualSession:
         self._handlers: dict[int, Callable[[Request], bytes]] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.GETATTR: self._getattr,
-            Opcode.READLINK: lambda request: self._tree.readlink(request.nodeid),
+            Opcode.READLINK: lambda request: self._tree.readlink(request.nodeid, request.pid),
             Opcode.READ: self._read,
             Opcode.OPENDIR: lambda request: _OPEN_OUT.pack(0, 0, 0),  # ENOSYS would let the kernel keep a listing for good
             Opcode.READDIR: self._readdir,
@@ -145,8 +145,10 @@ class VirtualSession:
         except UnsupportedError as error:
             self._on_failure("INIT", error)
             raise
-        # names are listed by the tree at no cost, their attributes may take a request to a registry
-        self.negotiated = agreed._replace(flags=agreed.flags & ~wire.InitFlag.DO_READDIRPLUS)
+        # names are listed by the tree at no cost, their attributes may take a request to a registry; a symlink may lead each
+        # thread somewhere else
+        unwanted = wire.InitFlag.DO_READDIRPLUS | wire.InitFlag.CACHE_SYMLINKS
+        self.negotiated = agreed._replace(flags=agreed.flags & ~unwanted)
         return wire.pack_init(self.negotiated)
 
     def _lookup(self, request: Request) -> bytes:

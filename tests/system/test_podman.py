@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import mounts, processes, trees
+from tests.support import mounts, processes, samples, trees
 from tests.support.containerd import Containerd
+from tests.support.images import write_image
 from tests.support.podman import RECORDING, RELEASES, Podman
 from tests.support.processes import run
 from tests.support.snapshotter import Snapshotter, puzzlefs
@@ -115,6 +116,15 @@ def test_root_equals_that_of_the_ordinary_image(machine: Machine, odd: Published
     expected, shown = ({name: what for name, what in one.items() if name not in own} for one in seen)
     assert len(expected) > 150
     assert trees.differences(expected, shown) == []
+
+
+def test_a_layer_that_occurs_twice(machine: Machine, server: Server, tmp_path: Path) -> None:
+    """overlayfs, which takes no directory twice, gets a mount for each occurrence."""
+    base, data, more = samples.plain()
+    layers = [base, data, more, data]
+    image = server.publish("twice", lambda directory: write_image(directory / "twice", "v1", layers), tmp_path)
+    read = ("/bin/busybox", "cat", "/data/hello")
+    assert machine.podman.run(machine.reference(image.lazy), *read) == "hello from a layer\n"
 
 
 @recording

@@ -50,6 +50,11 @@ def serving(mountpoint: Path, known: References, images: Images, layers: Restora
     """
     for diff_id, error in layers.restore(known.used()).items():
         _log.error("layer %s of the layer store is not mounted: %s", to_text(diff_id), error)
+    for layer, times in known.repeated():
+        try:
+            layers.ensure_copies(layer.diff_id, times - 1)
+        except PuzzlefsError as error:
+            _log.error("layer %s of the layer store is not mounted %d times: %s", to_text(layer.diff_id), times, error)
     connection = _connection(mountpoint, held)
     journal = Journal(os.dup(connection.memory))
     session = VirtualSession(

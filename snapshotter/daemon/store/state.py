@@ -30,6 +30,9 @@ REFERENCES_MAX = 1024
 LAYERS_MAX = 4096
 """Layers of one reference that are remembered at once: those of its image, and what is used of its earlier ones."""
 
+TIMES_MAX = 16
+"""Occurrences of a layer in one image that are told apart: each is a mount of its own."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,12 +47,14 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A reference. `layers` by slot, a number that is never another layer's; `users` how many each slot has, if any."""
+    """A reference. `layers` by slot, a number that is never another layer's; `users` how many each slot has, if any; `times`
+    how often a slot's layer occurs in one image, where that is more than once."""
 
     number: int
     reference: str
     layers: Mapping[int, StoredLayer]
     users: Mapping[int, int] = field(default_factory=dict)
+    times: Mapping[int, int] = field(default_factory=dict)
 
     def updated(self, current: Sequence[StoredLayer]) -> Remembered:
         """This reference after its tag was asked for again: `current`, and what is used of the layers it had before."""
@@ -59,7 +64,12 @@ class Remembered:
             if layer not in kept.values():
                 slot += 1
                 kept[slot] = layer
-        return dataclasses.replace(self, layers=kept)
+        times = {
+            slot: often
+            for slot, layer in kept.items()
+            if (often := max(self.times.get(slot, 1), min(current.count(layer), TIMES_MAX))) > 1
+        }
+        return dataclasses.replace(self, layers=kept, times=times)
 
     def with_user(self, slot: int, change: int) -> Remembered:
         """With `change` users more of the layer in `slot`; never fewer than none."""
@@ -73,7 +83,9 @@ class Remembered:
             {"slot": slot, "blob": to_text(layer.blob), "size": layer.size, "annotations": layer.layer.annotations()}
             for slot, layer in self.layers.items()
         ]
-        return {"reference": self.reference, "layers": layers, "users": {str(slot): n for slot, n in self.users.items()}}
+        counts = {"users": self.users, "times": self.times}
+        numbers = {what: {str(slot): n for slot, n in counted.items()} for what, counted in counts.items()}
+        return {"reference": self.reference, "layers": layers, **numbers}
 
     @classmethod
     def from_json(cls, number: int, value: Any) -> Remembered:
@@ -89,8 +101,9 @@ class Remembered:
                 if described is None:
                     raise InvalidError("a layer without annotations")
                 layers[int(entry["slot"])] = StoredLayer(from_text(entry["blob"]), int(entry["size"]), described)
-            users = {int(slot): int(count) for slot, count in value["users"].items()}
-            return cls(number, str(value["reference"]), layers, users)
+            counted = [{int(slot): int(n) for slot, n in value[what].items()} for what in ("users", "times")]
+            users, times = ({slot: n for slot, n in counts.items() if slot in layers} for counts in counted)
+            return cls(number, str(value["reference"]), layers, users, times)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidError(f"not a remembered reference: {error!r}") from None
 
@@ -168,6 +181,15 @@ class References:
             for remembered in self.all()
             for slot, layer in remembered.layers.items()
             if slot in remembered.users and isinstance(layer.layer, MetadataLayer)
+        ]
+
+    def repeated(self) -> Sequence[tuple[MetadataLayer, int]]:
+        """Every metadata layer that has a user and occurs several times in one image, and how often."""
+        return [
+            (layer, times)
+            for remembered in self.all()
+            for slot, times in remembered.times.items()
+            if slot in remembered.users and isinstance(layer := remembered.layers[slot].layer, MetadataLayer)
         ]
 
     def packs(self) -> Collection[PackPlace]:

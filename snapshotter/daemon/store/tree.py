@@ -42,6 +42,9 @@ _LOCKS = 64
 UNKNOWN_MAX = 1024
 """References that are known to be no PuzzleFS image at one time."""
 
+TURNS_MAX = 1024
+"""Threads of which it is known what they were shown last of a layer that occurs several times."""
+
 _SLOT_BITS = 32
 _KIND_BITS = 4
 _REFERENCE, _BY_BLOB, _BY_TOC, _DIFF, _INFO, _BLOB = range(6)
@@ -59,8 +62,12 @@ class StoreLayers(Protocol):
         """See `snapshots.lazy.LazyLayers`."""
         ...
 
-    def mountpoint(self, diff_id: Digest) -> Path:
-        """See `snapshots.lazy.LazyLayers`."""
+    def ensure_copies(self, diff_id: Digest, count: int) -> None:
+        """See `daemon.layers.Layers`."""
+        ...
+
+    def mountpoint(self, diff_id: Digest, copy: int = 0) -> Path:
+        """See `daemon.layers.Layers`."""
         ...
 
     def release(self, diff_id: Digest) -> None:
@@ -122,6 +129,7 @@ class StoreTree:
         self._guard = threading.Lock()
         self._asking = [threading.Lock() for _ in range(_LOCKS)]
         self._asked: OrderedDict[str, float] = OrderedDict()
+        self._turns: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._sizes: dict[Digest, int] = {}
         self._counting = threading.Lock()
 
@@ -170,12 +178,25 @@ class StoreTree:
             return [(name, Node(place._replace(kind=kind).ino, _MODES[kind])) for name, kind in _NAMES.items()]
         raise NotFoundError(f"inode {ino} is no directory")
 
-    def readlink(self, ino: int) -> bytes:
-        """See `VirtualTree`: ``diff`` leads to the layer's mount, so that nothing that a container reads goes through here."""
+    def readlink(self, ino: int, caller: int) -> bytes:
+        """See `VirtualTree`: ``diff`` leads to the layer's mount, so that nothing that a container reads goes through here.
+
+        A layer that occurs n times in an image has one path and n mounts. containers/storage names that path n times in one
+        mount(2), in which one thread follows all of them: so each thread is shown one mount after the other.
+        """
         place = _place(ino)
         if place.kind != _DIFF:
             raise NotFoundError(f"inode {ino} is no symlink")
-        return self._target(self._layer(place))
+        times = self._reference(place).times.get(place.slot, 1)
+        return self._target(self._layer(place), self._turn(ino, caller) % times if times > 1 else 0)
+
+    def _turn(self, ino: int, caller: int) -> int:
+        with self._guard:
+            turn = self._turns.pop((ino, caller), 0)
+            self._turns[ino, caller] = turn + 1
+            while len(self._turns) > TURNS_MAX:
+                self._turns.popitem(last=False)
+            return turn
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         """See `VirtualTree`."""
@@ -277,24 +298,27 @@ class StoreTree:
         if place.kind not in _MODES:
             raise NotFoundError(f"inode {place.ino} means nothing")
         if present and place.kind != _BLOB:
-            self._ensure(self._reference(place).reference, layer)
+            remembered = self._reference(place)
+            self._ensure(remembered.reference, layer, remembered.times.get(place.slot, 1))
         sizes = {_BLOB: lambda: layer.size, _DIFF: lambda: len(self._target(layer)), _INFO: lambda: len(self._info(layer))}
         return Node(place.ino, _MODES[place.kind], sizes[place.kind]())
 
-    def _ensure(self, reference: str, layer: StoredLayer) -> None:
+    def _ensure(self, reference: str, layer: StoredLayer, times: int) -> None:
         if isinstance(layer.layer, MetadataLayer):
             try:
                 self._layers.ensure(layer.layer, reference, "")
+                if times > 1:
+                    self._layers.ensure_copies(layer.layer.diff_id, times - 1)
             except NotFoundError as error:  # ENOENT would mean that it is no PuzzleFS layer
                 raise UnavailableError(str(error)) from error
         else:
             self._empty(layer.layer).mkdir(mode=0o755, parents=True, exist_ok=True)
 
-    def _target(self, layer: StoredLayer) -> bytes:
+    def _target(self, layer: StoredLayer, copy: int = 0) -> bytes:
         described = layer.layer
         if isinstance(described, PackLayer):
             return bytes(self._empty(described))
-        return bytes(self._layers.mountpoint(described.diff_id))
+        return bytes(self._layers.mountpoint(described.diff_id, copy))
 
     def _empty(self, pack: PackLayer) -> Path:
         return self._nothing / pack.pack.hex()

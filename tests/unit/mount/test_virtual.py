@@ -40,7 +40,7 @@ class Tree:
     def names(self, ino: int) -> Sequence[tuple[bytes, Node]]:
         return [(b"file", FILE), (b"other", FILE)]
 
-    def readlink(self, ino: int) -> bytes:
+    def readlink(self, ino: int, caller: int) -> bytes:
         raise NotFoundError("no symlink")
 
     def read(self, ino: int, offset: int, size: int) -> bytes:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from snapshotter.daemon.store.info import EMPTY_TAR
-from snapshotter.daemon.store.state import References, StoredLayer
-from snapshotter.daemon.store.tree import FORGET_AFTER, RECHECK_AFTER, ROOT, StoreTree, name_of, reference_of
+from snapshotter.daemon.store.state import TIMES_MAX, References, StoredLayer
+from snapshotter.daemon.store.tree import FORGET_AFTER, RECHECK_AFTER, ROOT, TURNS_MAX, StoreTree, name_of, reference_of
 from snapshotter.errors import NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer, PackLayer
 from snapshotter.format.digest import Digest, sha256, to_text
@@ -60,6 +60,7 @@ class Layers:
 
     def __init__(self) -> None:
         self.mounted: set[Digest] = set()
+        self.copies: dict[Digest, int] = {}
         self.refuse: PuzzlefsError | None = None
 
     def ensure(self, layer: MetadataLayer, image: str | None, namespace: str) -> None:
@@ -67,8 +68,12 @@ class Layers:
             raise self.refuse
         self.mounted.add(layer.diff_id)
 
-    def mountpoint(self, diff_id: Digest) -> Path:
-        return Path("/l") / diff_id.hex()[:4]
+    def ensure_copies(self, diff_id: Digest, count: int) -> None:
+        assert diff_id in self.mounted
+        self.copies[diff_id] = count
+
+    def mountpoint(self, diff_id: Digest, copy: int = 0) -> Path:
+        return Path("/l") / f"{diff_id.hex()[:4]}.{copy}"
 
     def release(self, diff_id: Digest) -> None:
         self.mounted.discard(diff_id)
@@ -147,14 +152,14 @@ def test_a_lookup_of_diff_mounts_the_layer(store: Store) -> None:
     node = store.tree.lookup(key, b"diff")
     assert node is not None
     assert stat.S_ISLNK(node.mode)
-    assert store.tree.readlink(node.ino) == bytes(store.layers.mountpoint(TOP.layer.diff_id))
+    assert store.tree.readlink(node.ino, 1) == bytes(store.layers.mountpoint(TOP.layer.diff_id))
     assert store.layers.mounted == {TOP.layer.diff_id}
 
 
 def test_packs_have_an_empty_directory_each(store: Store) -> None:
     """overlayfs takes no directory twice in one mount."""
     store.images.held[APP] = [BASE, DATA, pack("more")]
-    targets = {store.tree.readlink(store.get(APP, layer.blob, "diff")) for layer in (DATA, pack("more"))}
+    targets = {store.tree.readlink(store.get(APP, layer.blob, "diff"), 1) for layer in (DATA, pack("more"))}
     assert len(targets) == 2
     assert all(Path(target.decode()).is_dir() and not list(Path(target.decode()).iterdir()) for target in targets)
 
@@ -378,6 +383,46 @@ def test_what_is_listed_can_be_looked_up(store: Store) -> None:
 @pytest.mark.parametrize("ino", [0, 2, 3, 1 << 20, 7 << 20 | 1, 1 << 63])
 def test_an_inode_number_that_means_nothing(store: Store, ino: int) -> None:
     """From a kernel that remembers more than we do."""
-    for ask in (store.tree.node, store.tree.readlink, store.tree.names, lambda ino: store.tree.read(ino, 0, 10)):
+    for ask in (
+        store.tree.node,
+        lambda ino: store.tree.readlink(ino, 1),
+        store.tree.names,
+        lambda ino: store.tree.read(ino, 0, 10),
+    ):
         with pytest.raises(NotFoundError):
             ask(ino)
+
+
+def test_a_layer_that_occurs_several_times_leads_somewhere_else_each_time(store: Store) -> None:
+    """overlayfs takes no directory twice, and containers/storage knows one path: a thread that follows it n times sees n
+    mounts, whatever other threads do meanwhile, and after a restart too."""
+    assert isinstance(TOP.layer, MetadataLayer)
+    store.images.held[APP] = [TOP, BASE, TOP, TOP]
+    diff = store.get(APP, TOP.blob, "diff")
+    store.use(APP, TOP.blob)
+    wanted = {bytes(store.layers.mountpoint(TOP.layer.diff_id, copy)) for copy in range(3)}
+    for _ in range(2):
+        assert store.layers.copies == {TOP.layer.diff_id: 2}
+        store.tree.readlink(diff, 1)  # somebody looked before
+        seen: list[bytes] = []
+        for other in range(2, 5):
+            seen.append(store.tree.readlink(diff, 1))
+            store.tree.readlink(diff, other)
+        assert set(seen) == wanted
+        assert len({store.tree.readlink(store.get(APP, BASE.blob, "diff"), 1) for _ in range(3)}) == 1
+        store.restart()
+
+
+def test_what_threads_were_shown_is_not_kept_for_good(store: Store) -> None:
+    store.images.held[APP] = [TOP, TOP]
+    diff = store.get(APP, TOP.blob, "diff")
+    for thread in range(3 * TURNS_MAX):
+        store.tree.readlink(diff, thread)
+    assert len(store.tree._turns) == TURNS_MAX
+
+
+def test_an_image_of_one_layer_a_thousand_times_is_not_mounted_so_often(store: Store) -> None:
+    assert isinstance(TOP.layer, MetadataLayer)
+    store.images.held[APP] = [TOP] * 1000
+    store.get(APP, TOP.blob, "diff")
+    assert store.layers.copies == {TOP.layer.diff_id: TIMES_MAX - 1}
