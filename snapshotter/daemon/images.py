@@ -16,7 +16,7 @@ from snapshotter.build.layout import ROOTFS_TYPE, VERITY_ANNOTATION
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import layout_chain, packs_chain
 from snapshotter.chunkstore.stats import Stats
-from snapshotter.daemon.layers import METADATA_MAX, METADATA_STORED_MAX
+from snapshotter.daemon import metadata
 from snapshotter.errors import CorruptError, InvalidError
 from snapshotter.format.annotations import MetadataLayer, PackPlace
 from snapshotter.format.annotations import parse as puzzlefs_layer
@@ -79,7 +79,7 @@ def _manifest(store: LayoutReader, reference: str, platform: Platform, name: str
 
 def _open_upstream(store: LayoutReader, layers: Sequence[Descriptor]) -> tuple[Rootfs, ChunkStore]:
     # The manifest of a delta lists the delta's chunks alone, so sizes of older ones are not known from it.
-    message = _blob(store, layers[0], METADATA_MAX)
+    message = _blob(store, layers[0], metadata.MESSAGE_MAX)
     declared = layers[0].annotations.get(VERITY_ANNOTATION)
     if declared is not None and declared.lower() != verity_digest(message).hex():
         raise CorruptError(f"{store.name}: the fs-verity digest of the metadata is not the one that its manifest states")
@@ -98,8 +98,8 @@ def _open_packed(store: LayoutReader, layers: Sequence[Descriptor], name: str) -
                 "make an image of them with puzzlefs convert"
             )
         if isinstance(described, MetadataLayer):
-            stored = _blob(store, layer, METADATA_STORED_MAX)
-            messages.append(Rootfs.open(decompress(stored, METADATA_MAX)))
+            stored = _blob(store, layer, metadata.STORED_MAX)
+            messages.append(Rootfs.open(decompress(stored, metadata.MESSAGE_MAX)))
             packs |= {place.pack: place for place in described.packs}
     if not messages:
         raise InvalidError(f"{name} has no metadata layers: it is no PuzzleFS image")

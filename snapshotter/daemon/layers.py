@@ -15,8 +15,6 @@ for podman, which stacks every occurrence of a layer in an image: overlayfs take
 from __future__ import annotations
 
 import contextlib
-import errno
-import itertools
 import json
 import logging
 import shutil
@@ -31,21 +29,17 @@ from snapshotter.chunkstore.base import BlobReader
 from snapshotter.chunkstore.directory import Sealing
 from snapshotter.chunkstore.publish import publish
 from snapshotter.chunkstore.retry import Patience, RetryPolicy
+from snapshotter.daemon import metadata, mountpoints
+from snapshotter.daemon.metadata import MetadataFiles
+from snapshotter.daemon.mountpoints import Mountpoints
 from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer, PackPlace
-from snapshotter.format.compression import decompress
-from snapshotter.format.digest import Digest, sha256, to_text
-from snapshotter.format.rootfs import BLOCK_SIZE, Rootfs
-from snapshotter.format.verity import verity_digest
-from snapshotter.registry.base import BlobSource
+from snapshotter.format.digest import Digest, to_text
+from snapshotter.format.rootfs import BLOCK_SIZE
 from snapshotter.snapshots.model import Usage
 
-METADATA_STORED_MAX = 64 << 20
-"""Largest stored metadata blob, in bytes."""
-METADATA_MAX = 256 << 20
-"""Largest metadata message, in bytes: about 1.6 million inodes. It is held in memory."""
 FETCH_PATIENCE = RetryPolicy(attempts=4, first_pause=0.25, longest_retry_after=5.0, deadline=60.0)
 """How a layer's metadata and indexes are asked for: containerd prepares no other layer of the image meanwhile."""
 RESTORE_THREADS = 8
@@ -101,23 +95,22 @@ class Layers:
     ) -> None:
         """`root` is the snapshotter's; its directories are made. `sealing` has the kernel's fs-verity check the metadata.
         In `records` (None: not at all) what first starts read is recorded, and used when a layer is pulled again."""
-        self._metadata_root = root / "layers"
-        self._mount_root = root / "l"
+        self._directories = root / "layers"
         self._origins = origins
         self._sources = sources
         self._mounts = mounts
         self._cached = cached
         self._fetch_indexes = fetch_indexes
         self._trim_indexes = trim_indexes
-        self._sealing = sealing
         self._records = records
         self._guard = threading.Lock()
         self._locks: dict[Digest, threading.Lock] = {}
         self._mounted: dict[Digest, LayerSource] = {}
         self._copies: dict[Digest, list[Path]] = {}
-        for directory in (self._metadata_root, self._mount_root):
+        for directory in (self._directories, root / "l"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._numbers = itertools.count(1 + max(self._used_numbers(), default=0))
+        self._metadata = MetadataFiles(self._directories, sealing)
+        self._mountpoints = Mountpoints(self._directories, root / "l")
 
     def ensure(self, layer: MetadataLayer, image: str | None, namespace: str) -> None:
         """See `snapshots.lazy.LazyLayers`."""
@@ -127,14 +120,13 @@ class Layers:
                 self._learn(layer.diff_id, source)
                 return
             try:
-                if not self._is_intact(layer):
+                if not self._metadata.is_intact(layer):
                     self._fetch(layer, source)
                 self._mount(layer.diff_id, source, fresh=True)
             except PuzzlefsError as error:
                 raise _explained(error, layer, source) from error
             except OSError as error:
-                reason = UnavailableError(f"{error.filename or self._metadata_root}: {error.strerror or error}")
-                raise _explained(reason, layer, source) from error
+                raise _explained(self._unavailable(error), layer, source) from error
 
     def ensure_copies(self, diff_id: Digest, count: int) -> None:
         """Have `count` mounts of a mounted layer beside the first.
@@ -147,20 +139,18 @@ class Layers:
             if diff_id not in self._mounted:
                 raise NotFoundError(f"layer {to_text(diff_id)} is not mounted")
             copies = self._copies.setdefault(diff_id, [])
+            source = replace(self._mounted[diff_id], profile=None)  # the first one's mount fetches that
             while len(copies) < count:
-                mountpoint = self.mountpoint(diff_id, len(copies) + 1)
-                _make_mountpoint(mountpoint)
-                source = replace(self._mounted[diff_id], profile=None)  # the first one's mount fetches that
-                self._mounts.mount(to_text(diff_id), mountpoint, self._metadata(diff_id), source)
+                try:
+                    mountpoint = self._mountpoints.make(diff_id, len(copies) + 1)
+                    self._mounts.mount(to_text(diff_id), mountpoint, self._metadata.path(diff_id), source)
+                except OSError as error:
+                    raise self._unavailable(error) from error
                 copies.append(mountpoint)
 
     def mountpoint(self, diff_id: Digest, copy: int = 0) -> Path:
         """See `snapshots.lazy.LazyLayers`; of a `copy` that is not the first mount, see `ensure_copies`."""
-        try:
-            number = int((self._directory(diff_id) / "number").read_text())
-        except (FileNotFoundError, ValueError):
-            raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
-        return self._mount_root / (f"{number}.{copy}" if copy else str(number))
+        return self._mountpoints.of(diff_id, copy)
 
     def restore(self, layers: Iterable[tuple[MetadataLayer, str | None]]) -> Mapping[Digest, PuzzlefsError]:
         """See `snapshots.lazy.LazyLayers`. Several hints for one layer are tried as one source."""
@@ -174,7 +164,7 @@ class Layers:
 
         def mount(diff_id: Digest, sources: Sequence[LayerSource]) -> None:
             with self._locked(diff_id):
-                if not self._is_intact(described[diff_id]):
+                if not self._metadata.is_intact(described[diff_id]):
                     raise NotFoundError(f"the metadata of layer {to_text(diff_id)} is gone: remove the image and pull it again")
                 self._mount(diff_id, _merged([*self._remembered(diff_id), *sources]))
 
@@ -191,16 +181,12 @@ class Layers:
     def release(self, diff_id: Digest) -> None:
         """See `snapshots.lazy.LazyLayers`."""
         with self._locked(diff_id):
-            with contextlib.suppress(NotFoundError):
-                mountpoint = self.mountpoint(diff_id)
-                for copy in self._mount_root.glob(f"{mountpoint.name}.*"):
-                    self._mounts.unmount(copy)
-                    _remove_mountpoint(copy)
-                self._copies.pop(diff_id, None)
-                # Also what this process did not mount: an earlier daemon was killed before it had recorded the snapshot.
+            # Also what this process did not mount: an earlier daemon was killed before it had recorded the snapshot.
+            for mountpoint in self._mountpoints.all_of(diff_id):
                 self._mounts.unmount(mountpoint)
-                self._mounted.pop(diff_id, None)
-                _remove_mountpoint(mountpoint)
+                mountpoints.remove(mountpoint)
+            self._copies.pop(diff_id, None)
+            self._mounted.pop(diff_id, None)
             shutil.rmtree(self._directory(diff_id), ignore_errors=True)
 
     def trim(self, layers: Iterable[MetadataLayer]) -> None:
@@ -212,17 +198,9 @@ class Layers:
         if diff_id in below:
             return Usage()
         shared = {chunk for other in below for chunk in self.chunks(other)}
-        path = self._metadata(diff_id)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
-        rootfs = Rootfs.open(data)
-        try:
+        with self._metadata.opened(diff_id) as rootfs:
             chunks = sum(self._cached.size(chunk) or 0 for chunk in {pair.digest for pair in rootfs.verities()} - shared)
-            return Usage(len(data) + chunks, rootfs.inode_count)
-        finally:
-            rootfs.close()
+            return Usage(self._metadata.path(diff_id).stat().st_size + chunks, rootfs.inode_count)
 
     def mounted(self) -> Mapping[Digest, LayerSource]:
         """The layers that are mounted now, and where their chunks are from."""
@@ -235,7 +213,7 @@ class Layers:
             NotFoundError: it is not here.
             CorruptError: its metadata is no layer's.
         """
-        with self._opened(diff_id) as rootfs:
+        with self._metadata.opened(diff_id) as rootfs:
             return [pair.digest for pair in rootfs.verities()]
 
     def content_size(self, diff_id: Digest) -> int:
@@ -244,19 +222,8 @@ class Layers:
         Raises:
             NotFoundError: the layer is not on this node.
         """
-        with self._opened(diff_id) as rootfs:
+        with self._metadata.opened(diff_id) as rootfs:
             return rootfs.survey().blocks * BLOCK_SIZE
-
-    @contextlib.contextmanager
-    def _opened(self, diff_id: Digest) -> Iterator[Rootfs]:
-        try:
-            rootfs = Rootfs.open(self._metadata(diff_id).read_bytes())
-        except FileNotFoundError:
-            raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
-        try:
-            yield rootfs
-        finally:
-            rootfs.close()
 
     def _learn(self, diff_id: Digest, latest: LayerSource) -> None:
         """A mounted layer was asked for in another way: ask there first, since that is where the image is known to be now."""
@@ -276,33 +243,9 @@ class Layers:
             # With a profile the other indexes can wait until something else is read: a start may need none of them.
             needed = [place for place in layer.packs if layer.profile in (None, place.pack)]
             indexes = pool.submit(patience.run, lambda: self._fetch_indexes(needed, stores))
-            message = patience.run(lambda: _first(stores, lambda store: _message(store, layer)))
+            message = patience.run(lambda: metadata.fetch(layer, stores))
             indexes.result()
-        publish(self._metadata(layer.diff_id), message, None if self._sealing is None else self._sealing.enable)
-
-    def _is_intact(self, layer: MetadataLayer) -> bool:
-        """Whether the layer's metadata is here, as it was published; what is damaged is removed.
-
-        A sealed file is measured against the label and read, which is when the kernel checks it; any other one is hashed. So
-        is a sealed one that the label does not fit, since the diff ID is what counts and a label may lie.
-        """
-        path = self._metadata(layer.diff_id)
-        try:
-            with path.open("rb") as file:
-                measured = None if self._sealing is None else self._sealing.measure(file.fileno())
-                message = file.read()
-            if measured == layer.verity or sha256(message) == layer.diff_id:
-                return True
-            why = "does not match the layer's diff ID"
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            why = f"cannot be read, or fails fs-verity ({error.strerror})"
-        _log.error("metadata of layer %s: %s %s; removed", to_text(layer.diff_id), path, why)
-        path.unlink(missing_ok=True)
-        return False
+        self._metadata.publish(layer, message)
 
     def _remember(self, diff_id: Digest, source: LayerSource) -> None:
         publish(self._directory(diff_id) / "source", json.dumps(source.to_json()).encode())
@@ -316,11 +259,11 @@ class Layers:
 
     def _mount(self, diff_id: Digest, source: LayerSource, *, fresh: bool = False) -> None:
         """`fresh`: it was just pulled, and what comes next is a start. After a restart nothing is fetched unasked."""
-        mountpoint = self._reserve(diff_id)
+        mountpoint = self._mountpoints.make(diff_id)
         if source not in self._remembered(diff_id):
             self._remember(diff_id, source)
         told = self._starting(diff_id, replace(source, mountpoint=str(mountpoint))) if fresh else replace(source, profile=None)
-        self._mounts.mount(to_text(diff_id), mountpoint, self._metadata(diff_id), told)
+        self._mounts.mount(to_text(diff_id), mountpoint, self._metadata.path(diff_id), told)
         self._mounted[diff_id] = source
 
     def _starting(self, diff_id: Digest, source: LayerSource) -> LayerSource:
@@ -332,44 +275,20 @@ class Layers:
         known = record.exists() and record.stat().st_size > 0
         return replace(source, start=str(record)) if known else replace(source, record=str(record))
 
-    def _reserve(self, diff_id: Digest) -> Path:
-        with contextlib.suppress(NotFoundError):
-            mountpoint = self.mountpoint(diff_id)
-            _make_mountpoint(mountpoint)
-            return mountpoint
-        with self._guard:
-            number = next(self._numbers)
-        publish(self._directory(diff_id) / "number", str(number).encode())
-        mountpoint = self._mount_root / str(number)
-        _make_mountpoint(mountpoint)
-        return mountpoint
-
     def _sweep(self) -> None:
-        """Take off and remove the mountpoints of layers whose directory is lost: nobody could find them again."""
-        named = set()
-        for path in self._metadata_root.glob("*/number"):
-            with contextlib.suppress(OSError, ValueError):
-                named.add(int(path.read_text()))
-        for path in list(self._mount_root.iterdir()):
-            number = path.name.partition(".")[0]
-            if number.isdigit() and int(number) not in named:
-                try:
-                    self._mounts.unmount(path)
-                    _remove_mountpoint(path)
-                except PuzzlefsError as error:
-                    _log.warning("%s; it is tried again at the next start", error)
+        """Take off and remove the mountpoints of layers whose directory is lost."""
+        for mountpoint in self._mountpoints.lost():
+            try:
+                self._mounts.unmount(mountpoint)
+                mountpoints.remove(mountpoint)
+            except PuzzlefsError as error:
+                _log.warning("%s; it is tried again at the next start", error)
 
     def _directory(self, diff_id: Digest) -> Path:
-        return self._metadata_root / diff_id.hex()
+        return self._directories / diff_id.hex()
 
-    def _metadata(self, diff_id: Digest) -> Path:
-        return self._directory(diff_id) / "metadata"
-
-    def _used_numbers(self) -> Iterator[int]:
-        yield from (int(path.name) for path in self._mount_root.iterdir() if path.name.isdigit())
-        for path in self._metadata_root.glob("*/number"):
-            with contextlib.suppress(ValueError):
-                yield int(path.read_text())
+    def _unavailable(self, error: OSError) -> UnavailableError:
+        return UnavailableError(f"{error.filename or self._directories}: {error.strerror or error}")
 
     @contextlib.contextmanager
     def _locked(self, diff_id: Digest) -> Iterator[None]:
@@ -400,40 +319,6 @@ def _merged(sources: Sequence[LayerSource]) -> LayerSource:
     )
 
 
-def _first(stores: Sequence[BlobSource], read: Callable[[BlobSource], bytes]) -> bytes:
-    """What the first store answers that can. If none can, the most hopeful kind of error, with what each store said."""
-    failures: list[tuple[BlobSource, PuzzlefsError]] = []
-    for store in stores:
-        try:
-            return read(store)
-        except PuzzlefsError as error:
-            _log.warning("%s: %s", store.name, error)
-            failures.append((store, error))
-    errors = [error for _, error in failures]
-    if len(errors) == 1:
-        raise errors[0]
-    said = "; ".join(f"{store.name}: {error}" for store, error in failures)
-    for category in (UnavailableError, CorruptError, InvalidError):
-        if any(isinstance(error, category) for error in errors):
-            raise category(said)
-    raise NotFoundError(said)
-
-
-def _message(store: BlobSource, layer: MetadataLayer) -> bytes:
-    """The layer's metadata message from `store`, checked against every digest that the labels name."""
-    message = decompress(store.read_blob(layer.metadata, METADATA_STORED_MAX), METADATA_MAX)
-    if sha256(message) != layer.diff_id:
-        raise CorruptError(
-            f"metadata {to_text(layer.metadata)} of {store.name} is not that of diff ID {to_text(layer.diff_id)}"
-        )
-    if verity_digest(message) != layer.verity:
-        raise CorruptError(
-            f"metadata {to_text(layer.metadata)} of {store.name} has another fs-verity digest than its label says"
-        )
-    Rootfs.open(message).close()
-    return message
-
-
 def _explained(error: PuzzlefsError, layer: MetadataLayer, source: LayerSource) -> PuzzlefsError:
     """`error`, of the same category, with the image and the layer that it is about."""
     category = next(
@@ -441,17 +326,3 @@ def _explained(error: PuzzlefsError, layer: MetadataLayer, source: LayerSource) 
     )
     images = " or ".join(source.images) or "an unnamed image"
     return category(f"layer {to_text(layer.diff_id)} of {images} cannot be mounted: {error}")
-
-
-def _remove_mountpoint(path: Path) -> None:
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise UnavailableError(f"mountpoint {path} cannot be removed: {error.strerror}") from error
-
-
-def _make_mountpoint(path: Path) -> None:
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
