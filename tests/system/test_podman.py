@@ -1,4 +1,7 @@
-"""podman runs PuzzleFS images from the layer store: without downloading them, and whatever becomes of registry and daemon."""
+"""podman runs PuzzleFS images from the layer store: without downloading them, and whatever becomes of registry and daemon.
+
+Root's podman, and an ordinary user's with a layer store of the user's own, in namespaces as ``podman unshare`` makes them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,17 +25,31 @@ from tests.support.images import write_image
 from tests.support.podman import RECORDING, RELEASES, Podman
 from tests.support.processes import run
 from tests.support.snapshotter import Snapshotter, puzzlefs
+from tests.support.userns import UserNamespace
 from tests.system.conftest import Published, Server
 
 pytestmark = pytest.mark.root
 
 SLEEP = ("/bin/busybox", "sleep", "1000")
+HELLO = ("/bin/busybox", "cat", "/data/hello")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Which podman, and whose: root's, or an ordinary user's."""
+
+    release: str
+    rootless: bool
+
+    def __str__(self) -> str:
+        return f"{self.release}-{'user' if self.rootless else 'root'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A machine with podman and the layer store."""
 
+    setting: Setting
     directory: Path
     snapshotter: Snapshotter
     podman: Podman
@@ -42,70 +59,105 @@ class Machine:
         """The full reference of an image of the session's registry."""
         return f"{self.server.relay.address}/{name}"
 
-    def layer_mounts(self) -> list[bytes]:
-        """The store's layers that are mounted."""
-        return mounts.mount_points(self.snapshotter.root / "store" / "l")
+    def layers(self) -> list[str]:
+        """The places at which the store has layers mounted; one is gone once nothing is mounted there."""
+        return os.listdir(self.snapshotter.root / "store" / "l")
+
+    def kill(self, *, workers: bool) -> None:
+        """Kill the daemon, and what serves its mounts too if wanted."""
+        self.snapshotter.service.process.kill()
+        self.snapshotter.service.process.wait()
+        root = str(self.snapshotter.root)
+        if workers:
+            for pid in processes.find(lambda words: "snapshotter.daemon.worker_main" in words and root in words):
+                processes.kill(pid)
 
 
-recording = pytest.mark.parametrize("machine", RECORDING, indirect=True)
+def _settings(releases: Sequence[str], *rootless: bool) -> pytest.MarkDecorator:
+    settings = [Setting(release, whose) for whose in rootless for release in releases]
+    return pytest.mark.parametrize("machine", settings, indirect=True, ids=str)
 
 
-@pytest.fixture(params=RELEASES)
+everywhere = _settings(RELEASES, False, True)
+of_root = _settings(RELEASES, False)
+recording = _settings(RECORDING, False, True)
+recording_of_root = _settings(RECORDING, False)
+
+
+@pytest.fixture
 def machine(request: pytest.FixtureRequest, server: Server) -> Iterator[Machine]:
-    """One for one test, with each podman in turn."""
+    """One for one test, with the podman of its `Setting`."""
+    setting: Setting = request.param
     directory = Path(tempfile.mkdtemp(prefix="p-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
         # podman is in a mount namespace of its own, and must see the mounts that come later, as under systemd
-        run("mount", "--bind", directory, directory)
-        stack.callback(mounts.unmount_all, directory)
-        run("mount", "--make-shared", directory)
+        namespace = None
+        if setting.rootless:
+            (directory / "s").mkdir()
+            namespace = UserNamespace(directory)
+            stack.callback(namespace.close)
+        else:
+            run("mount", "--bind", directory, directory)
+            stack.callback(mounts.unmount_all, directory)
+            run("mount", "--make-shared", directory)
         store = directory / "store"
         snapshotter = Snapshotter(
             directory / "s",
             plain_http=[server.relay.address],
             read_timeout=5,
             settings=f'[layer_store]\nmountpoint = "{store}"\n',
+            enter=() if namespace is None else namespace.enter(),
         )
         stack.callback(snapshotter.stop)
-        podman = Podman(request.param, directory, directory / "p", store, server.relay.address)
+        podman = Podman(setting.release, directory, directory / "p", store, server.relay.address, namespace)
         stack.callback(podman.close)
-        yield Machine(directory, snapshotter, podman, server)
+        yield Machine(setting, directory, snapshotter, podman, server)
 
 
+@pytest.fixture
+def twice(server: Server, tmp_path: Path) -> Published:
+    """An image that has the same layer twice, with another one between."""
+    base, data, more = samples.plain()
+    layers = [base, data, more, data]
+    return server.publish("twice", lambda directory: write_image(directory / "twice", "v1", layers), tmp_path)
+
+
+@everywhere
 def test_runs_without_downloading(machine: Machine, plain: Published) -> None:
     """A container starts, and what the registry sent is what it read: the image's other files stay there."""
     machine.server.relay.reset()
-    assert machine.podman.run(machine.reference(plain.lazy), "/bin/busybox", "cat", "/data/hello") == "hello from a layer\n"
+    assert machine.podman.run(machine.reference(plain.lazy), *HELLO) == "hello from a layer\n"
     size = sum(int(str(layer["size"])) for layer in machine.server.layers(plain.lazy))
     unread = 3 * 300_000  # three files of noise
     assert machine.server.relay.received < size - unread * 9 // 10
 
 
-@recording
+@recording_of_root
 def test_status_shows_the_image(machine: Machine, plain: Published) -> None:
     """Among the images of the node, as podman's, for people and for programs."""
     reference = machine.reference(plain.lazy)
-    machine.podman.run(reference, "/bin/busybox", "cat", "/data/hello")
+    machine.podman.run(reference, *HELLO)
     told = json.loads(puzzlefs("status", "--socket", machine.snapshotter.socket, "--json").stdout)
     image = told["images"][reference]
     assert image["of"] == ["podman"]
-    assert len(image["layers"]) == len(machine.layer_mounts())
+    assert len(image["layers"]) == len(machine.layers())
     assert 0 < image["local"] < image["chunks"]
     assert reference in puzzlefs("status", "--socket", machine.snapshotter.socket).stdout
 
 
-@recording
+@recording_of_root
 def test_ordinary_image_runs(machine: Machine, plain: Published) -> None:
     """The store does not stand in the way of an image that it does not serve."""
-    assert machine.podman.run(machine.reference(plain.ordinary), "/bin/busybox", "cat", "/data/hello") == "hello from a layer\n"
+    assert machine.podman.run(machine.reference(plain.ordinary), *HELLO) == "hello from a layer\n"
 
 
+@everywhere
 def test_root_equals_that_of_the_ordinary_image(machine: Machine, odd: Published) -> None:
-    """Whiteouts, opaque directories, links, xattrs, devices, names, times: as podman itself unpacks them.
+    """Whiteouts, opaque directories, links, xattrs, devices, owners, names, times: as podman itself unpacks them.
 
     Left out is where podman and containerd disagree (we follow containerd): directories that a layer only implies, attributes
-    that only root may see, empty ones; and what podman makes for each container.
+    that only root may see, empty ones; what podman makes for each container; devices, which podman does not unpack for a user.
     """
     seen = []
     for name in (odd.ordinary, odd.lazy):
@@ -113,40 +165,38 @@ def test_root_equals_that_of_the_ordinary_image(machine: Machine, odd: Published
         seen.append(trees.look(f"/proc/{pid}/root".encode()))
     own = {b".", b"etc", b"etc/hostname", b"etc/hosts", b"etc/mtab", b"etc/resolv.conf", b"run", b"run/.containerenv"}
     own |= {b"implicit", b"implicit/deeper", b"xattrs", b"xattrs/empty-value"}
+    if machine.setting.rootless:
+        own |= {b"kinds/null", b"kinds/large-numbers", b"kinds/loop"}
     expected, shown = ({name: what for name, what in one.items() if name not in own} for one in seen)
     assert len(expected) > 150
     assert trees.differences(expected, shown) == []
 
 
-def test_a_layer_that_occurs_twice(machine: Machine, server: Server, tmp_path: Path) -> None:
+@of_root
+def test_a_layer_that_occurs_twice(machine: Machine, twice: Published) -> None:
     """overlayfs, which takes no directory twice, gets a mount for each occurrence."""
-    base, data, more = samples.plain()
-    layers = [base, data, more, data]
-    image = server.publish("twice", lambda directory: write_image(directory / "twice", "v1", layers), tmp_path)
-    read = ("/bin/busybox", "cat", "/data/hello")
-    assert machine.podman.run(machine.reference(image.lazy), *read) == "hello from a layer\n"
+    assert machine.podman.run(machine.reference(twice.lazy), *HELLO) == "hello from a layer\n"
 
 
-@recording
+@recording_of_root
 def test_removed_image_is_unmounted(machine: Machine, plain: Published) -> None:
     """After ``podman rmi`` no layer of the image stays mounted."""
     machine.podman.run(machine.reference(plain.lazy), "/bin/busybox", "true")
-    assert machine.layer_mounts()
+    assert machine.layers()
     machine.podman("rmi", "--force", machine.reference(plain.lazy))
-    assert machine.layer_mounts() == []
+    assert machine.layers() == []
 
 
 @recording
 def test_registry_gone(machine: Machine, plain: Published) -> None:
     """An image that was pulled runs without its registry, as far as its files were read before."""
     reference = machine.reference(plain.lazy)
-    read = ("/bin/busybox", "cat", "/data/hello")
-    expected = machine.podman.run(reference, *read)
+    expected = machine.podman.run(reference, *HELLO)
     with machine.server.relay.gone():
-        assert machine.podman.run(reference, *read) == expected
+        assert machine.podman.run(reference, *HELLO) == expected
 
 
-@recording
+@recording_of_root
 def test_chunks_are_shared_with_containerd(machine: Machine, server: Server, plain: Published) -> None:
     """What containerd's images on this machine have read is not fetched again for podman's."""
     containerd = Containerd(machine.directory / "c", machine.snapshotter.socket)
@@ -162,15 +212,14 @@ def test_chunks_are_shared_with_containerd(machine: Machine, server: Server, pla
         containerd.stop()
 
 
-@recording
+@recording_of_root
 def test_daemon_dies_under_a_container(machine: Machine, plain: Published) -> None:
     """A running container goes on while the daemon is gone; podman waits for the next one, and then works as before."""
     reference = machine.reference(plain.lazy)
     identity, _ = machine.podman.start(reference, *SLEEP)
     read = ("exec", identity, "/bin/busybox", "md5sum", "/data/first")
     digest = machine.podman(*read)
-    machine.snapshotter.service.process.kill()
-    machine.snapshotter.service.process.wait()
+    machine.kill(workers=False)
     restart = threading.Timer(3, machine.snapshotter.start)  # longer than the kernel believes what it knows of the store
     restart.start()
     try:
@@ -178,27 +227,29 @@ def test_daemon_dies_under_a_container(machine: Machine, plain: Published) -> No
     finally:
         restart.join()
     assert machine.podman(*read, "/more/file").startswith(digest)
-    assert machine.podman.run(reference, "/bin/busybox", "cat", "/data/hello") == "hello from a layer\n"
+    assert machine.podman.run(reference, *HELLO) == "hello from a layer\n"
     machine.podman("rm", "--force", "--time", "0", identity)
     machine.podman("rmi", "--force", reference)
-    assert machine.layer_mounts() == []
+    assert machine.layers() == []
 
 
 @recording
-def test_everything_dies_under_a_container(machine: Machine, plain: Published) -> None:
-    """Daemon and workers killed at once: the container reads on when they are back, and so does podman."""
-    reference = machine.reference(plain.lazy)
+def test_everything_dies_under_a_container(machine: Machine, twice: Published) -> None:
+    """Daemon and workers killed at once: the container reads on when they are back, another one starts from the same mounts,
+    those of a layer that occurs twice too, and all of them go with the image."""
+    reference = machine.reference(twice.lazy)
     identity, _ = machine.podman.start(reference, *SLEEP)
-    machine.snapshotter.service.process.kill()
-    machine.snapshotter.service.process.wait()
-    root = str(machine.snapshotter.root)
-    for pid in processes.find(lambda words: "snapshotter.daemon.worker_main" in words and root in words):
-        processes.kill(pid)
+    before = set(machine.layers())
+    machine.kill(workers=True)
     machine.snapshotter.start()
-    assert machine.podman("exec", identity, "/bin/busybox", "cat", "/data/hello") == "hello from a layer\n"
+    assert machine.podman("exec", identity, *HELLO) == machine.podman.run(reference, *HELLO) == "hello from a layer\n"
+    assert set(machine.layers()) == before
+    machine.podman("rm", "--force", "--time", "0", identity)
+    machine.podman("rmi", "--force", reference)
+    assert machine.layers() == []
 
 
-@recording
+@recording_of_root
 def test_store_that_is_configured_no_more_is_unmounted(machine: Machine) -> None:
     """Its directory is then an ordinary empty one, and no dead mount."""
     machine.snapshotter.service.stop()
@@ -209,7 +260,7 @@ def test_store_that_is_configured_no_more_is_unmounted(machine: Machine) -> None
     assert list((machine.directory / "store").iterdir()) == []
 
 
-@recording
+@recording_of_root
 def test_paths_that_mean_nothing(machine: Machine, plain: Published) -> None:
     """Whatever is looked up in the store: it does not exist, and nothing is kept of it."""
     store = machine.directory / "store"
@@ -228,7 +279,7 @@ def test_paths_that_mean_nothing(machine: Machine, plain: Published) -> None:
     assert os.listdir(store) == [known]
 
 
-@recording
+@recording_of_root
 def test_others_than_root_cannot_look(machine: Machine) -> None:
     """Neither at what is there nor for what may be: the daemon would ask registries for them, as root."""
     script = "import os, sys; os.open(sys.argv[1], os.O_RDONLY, dir_fd=int(sys.argv[2]))"
