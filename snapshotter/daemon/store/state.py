@@ -72,8 +72,18 @@ class Remembered:
         return dataclasses.replace(self, layers=kept, times=times)
 
     def with_user(self, slot: int, change: int) -> Remembered:
-        """With `change` users more of the layer in `slot`; never fewer than none."""
-        count = self.users.get(slot, 0) + change
+        """With `change` users more of the layer in `slot`; never fewer than none.
+
+        containers/storage counts a layer while it pulls an image, and another one for each layer that it makes of it. Of the
+        former, of a layer that occurs n times, containers/image gives back n or only 1 (it has one place for each digest): so
+        up to n - 1 of at least n users are none, and more with every pull. What is counted too little costs the registry being
+        asked once more, what is counted too much a mount for good.
+        """
+        count, times = self.users.get(slot, 0) + change, self.times.get(slot, 1)
+        if times > 1:
+            count = min(count, 2 * times)
+            if change < 0 and count < times:
+                count = 0
         users = {other: number for other, number in self.users.items() if other != slot}
         return dataclasses.replace(self, users={**users, slot: count} if count > 0 else users)
 

@@ -426,3 +426,25 @@ def test_an_image_of_one_layer_a_thousand_times_is_not_mounted_so_often(store: S
     store.images.held[APP] = [TOP] * 1000
     store.get(APP, TOP.blob, "diff")
     assert store.layers.copies == {TOP.layer.diff_id: TIMES_MAX - 1}
+
+
+@pytest.mark.parametrize("times", [2, 3, 5])
+@pytest.mark.parametrize("forgetful", [True, False])
+@pytest.mark.parametrize("pulls", [1, 2, 3])
+def test_a_layer_that_occurs_several_times_goes_with_its_image(store: Store, times: int, forgetful: bool, pulls: int) -> None:
+    """Also where containers/image gives back only one of the users that it makes while it pulls."""
+    assert isinstance(TOP.layer, MetadataLayer)
+    store.images.held[APP] = [TOP] * times
+    for pull in range(pulls):
+        store.get(APP, TOP.blob, "diff")
+        for _ in range(times):
+            store.use(APP, TOP.blob)
+        if pull == 0:  # later ones find the layers there
+            for _ in range(times):
+                store.use(APP, TOP.blob)
+        for _ in range(1 if forgetful else times):
+            store.release(APP, TOP.blob)
+        assert store.layers.mounted == {TOP.layer.diff_id}
+    for _ in range(times):
+        store.release(APP, TOP.blob)
+    assert store.layers.mounted == set()
