@@ -5,10 +5,12 @@ The daemon and each of its workers make one from the same file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
+from snapshotter import userns
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.sources import Sources
 from snapshotter.daemon.stores import open_store
@@ -58,7 +60,7 @@ def credential_source(config: Config, told: CredentialSource | None) -> Credenti
     programs, which take longest. What the configuration says of a registry comes before all of them (`RegistryConfig`)."""
     sources: list[CredentialSource] = [told] if told is not None else []
     sources += [DockerConfig(path) for path in config.credential_files]
-    sources.append(login_files())
+    sources.append(login_files(os.environ, root=userns.is_root()))
     if config.kubelet_providers is not None:
         sources.append(KubeletProviders(*config.kubelet_providers))
     return FirstOf(sources)

@@ -47,7 +47,7 @@ def podman_facts(mountpoint: Path) -> PodmanFacts:
     mounted = info is not None and info.fs_type == mounting.FS_TYPE
     said = output(["podman", "--version"]) or ""
     version = match[1] if (match := re.search(r"(\d+\.\d+[\w.]*)", said)) else ""
-    path = next((path for path in storage_confs(os.environ, root=userns.is_initial()) if path.exists()), None)
+    path = next((path for path in storage_confs(os.environ, root=userns.is_root()) if path.exists()), None)
     if path is None:
         return PodmanFacts(mountpoint, mounted, version)
     try:

@@ -26,6 +26,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import NamedTuple
 
+from snapshotter import userns
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore
 from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.digest import to_text
@@ -131,7 +132,7 @@ class Tree:
         rootfs: Rootfs,
         *,
         as_layer: bool = False,
-        overlay_prefix: bytes = b"trusted.overlay.",
+        overlay_prefix: bytes = userns.TRUSTED_OVERLAY,
         cache: NodeCache | None = None,
     ) -> None:
         """`as_layer`: show whiteouts and opaque directories to overlayfs, which takes orders by attributes whose names begin

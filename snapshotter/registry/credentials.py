@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from snapshotter import userns
 from snapshotter.errors import InvalidError, PuzzlefsError, UnavailableError
 from snapshotter.registry.reference import DEFAULT_HOST
 
@@ -90,18 +89,18 @@ class FirstOf:
         return None
 
 
-def login_files(environment: Mapping[str, str] = os.environ) -> CredentialSource:
+def login_files(environment: Mapping[str, str], *, root: bool) -> CredentialSource:
     """Where ``docker login`` and ``podman login`` keep what they were told, those of the environment first.
 
-    podman's places are containers-auth.json(5)'s: ``$REGISTRY_AUTH_FILE``, below ``$XDG_RUNTIME_DIR``, root's below /run, and
-    ``~/.config``.
+    podman's places are containers-auth.json(5)'s: ``$REGISTRY_AUTH_FILE``, below ``$XDG_RUNTIME_DIR``, below /run for the
+    machine's `root` (root of a user's namespace finds that user's files), and ``~/.config``.
     """
     home = environment.get("HOME", "/root")
     runtime = environment.get("XDG_RUNTIME_DIR")
     podman = [
         environment.get("REGISTRY_AUTH_FILE"),
         os.path.join(runtime, "containers/auth.json") if runtime else None,
-        *(_PODMAN_FILES if os.geteuid() == 0 and userns.is_initial() else ()),
+        *(_PODMAN_FILES if root else ()),
         os.path.join(environment.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "containers/auth.json"),
     ]
     files = [DockerConfig(Path(path)) for path in dict.fromkeys(filter(None, podman))]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 
+from snapshotter import userns
 from snapshotter.errors import PuzzlefsError
 from snapshotter.registry.client import RegistryStore
 from snapshotter.registry.credentials import CredentialSource, login_files
@@ -41,7 +43,7 @@ class Registries:
         policy: RegistryPolicy | None = None,
     ) -> None:
         self._hosts = hosts
-        self._credentials = credentials if credentials is not None else login_files()
+        self._credentials = credentials if credentials is not None else login_files(os.environ, root=userns.is_root())
         self.traffic = traffic if traffic is not None else Traffic()
         self._policy = policy if policy is not None else RegistryPolicy()
         self._watchdog = Watchdog()

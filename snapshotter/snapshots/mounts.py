@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from snapshotter import userns
 from snapshotter.format.digest import Digest
 from snapshotter.snapshots.model import Kind, Layer, Link, Mount
 from snapshotter.snapshots.paths import Paths
@@ -70,8 +69,8 @@ def upper_of(found: Sequence[Mount]) -> Path | None:
     return None
 
 
-def overlay_options(module: Path = Path("/sys/module/overlay/parameters")) -> tuple[str, ...]:
-    """The options that this kernel's overlayfs should get.
+def overlay_options(*, userxattr: bool, module: Path = Path("/sys/module/overlay/parameters")) -> tuple[str, ...]:
+    """The options that this kernel's overlayfs should get; `userxattr`: in a user namespace.
 
     An index of hard links would tie an upper directory to one stack of lowers, and fail the mount with ESTALE on another.
     Lazy layers are file systems of their own; ``xino`` gives their files one device and inode numbers that readdir and stat
@@ -80,7 +79,7 @@ def overlay_options(module: Path = Path("/sys/module/overlay/parameters")) -> tu
     """
     options = (("index", "index=off"), ("xino_auto", _XINO))
     found = tuple(option for parameter, option in options if (module / parameter).exists())
-    return found if userns.is_initial() else (*found, "userxattr")
+    return (*found, "userxattr") if userxattr else found
 
 
 def _bind(source: Path, access: str) -> Mount:

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapshotter import userns
 from snapshotter.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -67,7 +68,7 @@ class Snapshotter:
             raise
         self._layers = layers
         self._chains = LazyChains(self._store, layers)
-        self._options = mounts.overlay_options()
+        self._options = mounts.overlay_options(userxattr=not userns.is_initial())
         self._cleaning = threading.Lock()
         self._broken: frozenset[int] = frozenset()
         self._closed = False

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from snapshotter.errors import InvalidError, UnavailableError
+from snapshotter.registry import credentials
 from snapshotter.registry.credentials import Credentials, DockerConfig, FirstOf, FixedCredentials, login_files
 from snapshotter.registry.hosts import RegistryConfig
 
@@ -179,6 +180,18 @@ def test_logins_of_docker_and_podman_are_found_where_they_keep_them(tmp_path: Pa
         "XDG_RUNTIME_DIR": str(tmp_path / "run"),
         "REGISTRY_AUTH_FILE": str(tmp_path / "named.json"),
     }
-    source = login_files(environment)
-    assert all(source.find(host) == ANN for host in places)
-    assert source.find("other.x") is None
+    for root in (False, True):
+        source = login_files(environment, root=root)
+        assert all(source.find(host) == ANN for host in places)
+        assert source.find("other.x") is None
+
+
+def test_only_the_machines_root_has_its_own_place_below_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root of a user's namespace is that user, whom root's logins are none of the business of."""
+    roots = tmp_path / "run" / "containers" / "0" / "auth.json"
+    roots.parent.mkdir(parents=True)
+    roots.write_text(json.dumps({"auths": {"registry.x": auth(ANN)}}))
+    monkeypatch.setattr(credentials, "_PODMAN_FILES", (str(roots),))
+    environment = {"HOME": str(tmp_path / "home")}
+    assert login_files(environment, root=True).find("registry.x") == ANN
+    assert login_files(environment, root=False).find("registry.x") is None

@@ -67,14 +67,21 @@ def test_128_layers_fit_a_page_below_a_short_root() -> None:
 
 
 def test_index_is_turned_off_where_the_kernel_has_it(tmp_path: Path) -> None:
-    assert mounts.overlay_options(tmp_path) == ()
+    assert mounts.overlay_options(userxattr=False, module=tmp_path) == ()
     (tmp_path / "index").write_text("N")
-    assert mounts.overlay_options(tmp_path) == ("index=off",)
+    assert mounts.overlay_options(userxattr=False, module=tmp_path) == ("index=off",)
+
+
+def test_in_a_user_namespace_overlays_take_user_attributes(tmp_path: Path) -> None:
+    """Whatever else the kernel has."""
+    assert mounts.overlay_options(userxattr=True, module=tmp_path) == ("userxattr",)
+    (tmp_path / "index").write_text("N")
+    assert mounts.overlay_options(userxattr=True, module=tmp_path) == ("index=off", "userxattr")
 
 
 def test_inode_numbers_agree_on_stacks_of_several_file_systems(tmp_path: Path) -> None:
     (tmp_path / "xino_auto").write_text("N")
-    options = mounts.overlay_options(tmp_path)
+    options = mounts.overlay_options(userxattr=False, module=tmp_path)
     assert options == ("xino=on",)
 
     def stacked(*below: Path) -> Sequence[str]:
