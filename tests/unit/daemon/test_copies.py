@@ -13,10 +13,10 @@ from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.sources import LayerSource, Sources
 from snapshotter.errors import NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer, PackPlace
-from snapshotter.format.codec import encode
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import Inode, Kind, RootfsContent
 from snapshotter.format.verity import verity_digest
+from snapshotter.format.writer import encode
 from snapshotter.registry.registries import Registries
 
 MESSAGE = encode(RootfsContent([[Inode(1, Kind.DIR)]], []))
