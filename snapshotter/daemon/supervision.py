@@ -9,7 +9,9 @@ A *worker* here is a place that is numbered and has mounts; the process in it co
    other layer goes with it. The halves that live return to the ordinary places, handed over as after a death.
 4. A process that lives and does not answer is killed, and is then one that ended.
 5. A process that an earlier daemon started, from another release or configuration, is replaced in the same way.
-6. A mount that a worker refuses to serve, because its files are gone, is given up: its users get an error instead of waiting.
+6. A process that crashes early over its only mount may have died of a request: its mount's memory is told (`Blame`), so that a
+   request that is there each time gets an error in the end. One that was killed says nothing about its requests.
+7. A mount that a worker refuses to serve, because its files are gone, is given up: its users get an error instead of waiting.
 """
 
 from __future__ import annotations
@@ -110,6 +112,13 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Blame:
+    """Remember, before the next process is given this mount, which of its requests the last one crashed with."""
+
+    mount: str
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """Close the connection of this mount: its users get ENOTCONN."""
 
@@ -125,7 +134,7 @@ class Report:
     bad: bool = True
 
 
-Action = Start | Serve | Kill | GiveUp | Report
+Action = Start | Serve | Kill | Blame | GiveUp | Report
 
 
 class Phase(enum.Enum):
@@ -246,11 +255,12 @@ class Supervision:
             if _guilty(place) and place.ordinary:
                 self._quarantine(place)
         wait = pause(place.deaths, place.crashes, alone=len(place.mounts) == 1)
+        blame = [Blame(mount) for mount in place.mounts] if early and not killed and len(place.mounts) == 1 else []
         if wait == 0:
-            return [Report(text), *self._start(place, now)]
+            return [*blame, Report(text), *self._start(place, now)]
         place.phase, place.until = Phase.WAITING, now + wait
         alone = f" (mount {next(iter(place.mounts))} alone)" if len(place.mounts) == 1 else ""
-        return [Report(f"{text} in {wait:.1f} s, after {place.deaths} early deaths in a row{alone}")]
+        return [*blame, Report(f"{text} in {wait:.1f} s, after {place.deaths} early deaths in a row{alone}")]
 
     def _split(self, place: Place, now: float) -> list[Action]:
         """Both halves start at once, and the one that dies again is split again at once."""

@@ -26,6 +26,7 @@ from snapshotter.daemon.inheritance import Mount
 from snapshotter.daemon.keeping import Held
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.daemon.supervision import (
+    Blame,
     Ended,
     Found,
     GiveUp,
@@ -48,7 +49,7 @@ from snapshotter.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from snapshotter.mount import mounting
+from snapshotter.mount import journal, mounting
 from snapshotter.mount.connection import Connection
 from snapshotter.mount.failures import FailureReport
 from snapshotter.mount.workerclient import WorkerClient
@@ -336,6 +337,13 @@ class Supervisor:
                 client = self._clients.get(worker)
                 if client is not None:
                     client.begin_kill()
+            case Blame(ident):
+                mount = self._mounts.get(ident)
+                if mount is not None:
+                    try:
+                        journal.blame(mount.connection.memory)
+                    except OSError as error:  # no descriptor, no memory: it is counted the next time
+                        self._report(f"{mount.name}: it is not remembered what its worker crashed with: {error}", bad=True)
             case GiveUp(ident, reason):
                 mount = self._mounts.get(ident)
                 if mount is not None:

@@ -9,8 +9,9 @@ So a successor can answer what its predecessor left, on any kernel; since Linux 
 (FUSE_NOTIFY_RESEND). Answering twice does no harm: a unique number is never used again, and the kernel refuses a reply to
 one that it does not know (ENOENT, fuse_dev_do_write).
 
-A request that was under way whenever a server died is taken for what kills them (`Journal.condemned`): it gets an error in
-the end, and its mount a server that lives.
+A request that was under way whenever a server crashed is taken for what kills them (`Journal.condemned`): it gets an error in
+the end, and its mount a server that lives. Who saw the crash says so (`blame`): a server that was killed from outside, however
+often, says nothing about its requests.
 
 Layout (host byte order; `LAYOUT` changes with it)::
 
@@ -18,7 +19,7 @@ Layout (host byte order; `LAYOUT` changes with it)::
     16    INIT is done, minor version, flags, the kernel's flags
     64    length of the label, and the label: JSON, what the mount is
     2048  slots: a request as it came, its first word (its length) 0 where the slot is free
-    ...   suspects: a unique number, and how many servers died while they had that request; 0 where there is none
+    ...   suspects: a unique number, and how many servers crashed while they had that request; 0 where there is none
     ...   the landing place
 """
 
@@ -38,16 +39,18 @@ from snapshotter.mount import wire
 from snapshotter.mount.wire import Negotiated
 
 LAYOUT = 1
+# 1 also where it had 64 slots more and no suspects: the last slots were then where the suspects are. That many requests never
+# waited, so both releases read each other's memory.
 LABEL_MAX = 1900
 """Longest label in bytes."""
 SLOTS = 4032
 """Requests of one mount that are remembered while they wait; 80 bytes each, taken from the page only when used."""
 SLOT_SIZE = 96
 SUSPECTS = 384
-"""Requests of which it is remembered how many servers died with them."""
-DEATHS_MAX = 8
-"""After so many the request is not tried again. Servers come back more and more slowly, so that this is a minute or more in
-which whatever else killed them may have ended."""
+"""Requests of which it is remembered how many servers crashed with them."""
+CRASHES_MAX = 8
+"""After so many the request is not tried again. Servers come back more and more slowly (`supervision.pause`), so that this
+takes some ten seconds, in which whatever else they died of may have ended."""
 
 _MAGIC = b"pzfsconn"
 _HEAD = struct.Struct("<8sII")
@@ -58,7 +61,8 @@ _LABEL_AT = 64
 _SLOTS_AT = 2048
 _SUSPECT = struct.Struct("<QQ")
 _SUSPECTS_AT = _SLOTS_AT + SLOTS * SLOT_SIZE
-_LANDING_AT = (_SUSPECTS_AT + SUSPECTS * _SUSPECT.size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+_SUSPECTS_END = _SUSPECTS_AT + SUSPECTS * _SUSPECT.size
+_LANDING_AT = (_SUSPECTS_END + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
 SIZE = _LANDING_AT + wire.BUFFER_SIZE
 
 _FREE = _LENGTH.pack(0)
@@ -112,6 +116,16 @@ def read_state(fd: int) -> State:
     return State(label, Negotiated(minor, flags, kernel_flags) if done else None)
 
 
+def blame(fd: int) -> None:
+    """The server of the mount with the memory `fd` crashed, and no other is there yet: remember which requests it had.
+
+    Raises:
+        InvalidError: as `read_state`.
+    """
+    with contextlib.closing(Journal(os.dup(fd))) as journal:
+        journal.count_crash()
+
+
 class Journal:
     """The memory `fd`, which is the journal's to close from now on, as the server of the mount uses it.
 
@@ -132,9 +146,8 @@ class Journal:
         """Where read(2) of /dev/fuse has to put requests."""
         self._used = _HEAD.unpack_from(self._map)[2]
         self._free = [slot for slot in range(self._used) if self._map[_at(slot) : _at(slot) + _LENGTH.size] == _FREE]
-        deaths = self._count_deaths()
-        self.condemned = frozenset(unique for unique, count in deaths.items() if count >= DEATHS_MAX)
-        """The unique numbers of requests, as the kernel gave them first, with which too many servers died."""
+        self.condemned = frozenset(unique for unique, count in self._suspects().items() if count >= CRASHES_MAX)
+        """The unique numbers of requests, as the kernel gave them first, with which too many servers crashed."""
 
     def agree(self, negotiated: Negotiated) -> None:
         """INIT is done."""
@@ -181,21 +194,25 @@ class Journal:
             found.append((None, bytes(self.landing[:length])))
         return found
 
-    def _count_deaths(self) -> dict[int, int]:
-        """One more for every request that is unanswered now; those that were answered since are forgotten."""
-        end = _SUSPECTS_AT + SUSPECTS * _SUSPECT.size
-        before = {unique: count for unique, count in _SUSPECT.iter_unpack(self._map[_SUSPECTS_AT:end]) if count}
+    def count_crash(self) -> None:
+        """The server before crashed: one more for each request that it left; those that were answered since are forgotten."""
+        before = self._suspects()
         left = [wire.first_unique(request) for _, request in self.unanswered()]
         # the old suspects first: they are the likelier ones where there are too many
         left.sort(key=lambda unique: -before.get(unique, 0))
-        deaths = {unique: before.get(unique, 0) + 1 for unique in left[:SUSPECTS]}
-        data = b"".join(_SUSPECT.pack(unique, count) for unique, count in deaths.items())
-        self._map[_SUSPECTS_AT:end] = data.ljust(end - _SUSPECTS_AT, b"\0")
-        return deaths
+        data = b"".join(_SUSPECT.pack(unique, before.get(unique, 0) + 1) for unique in left[:SUSPECTS])
+        self._map[_SUSPECTS_AT:_SUSPECTS_END] = data.ljust(_SUSPECTS_END - _SUSPECTS_AT, b"\0")
+
+    def _suspects(self) -> dict[int, int]:
+        return {unique: count for unique, count in _SUSPECT.iter_unpack(self._map[_SUSPECTS_AT:_SUSPECTS_END]) if count}
+
+    def taken(self) -> None:
+        """What had landed last is answered, or in a slot of its own: no successor has to ask for it."""
+        self.landing[: _LENGTH.size] = _FREE
 
     def forget(self) -> None:
         """Nothing is unanswered any more: the kernel has it again."""
-        self.landing[: _LENGTH.size] = _FREE
+        self.taken()
         free = set(self._free)
         for slot in range(self._used):
             if slot not in free:

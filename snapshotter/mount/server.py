@@ -27,7 +27,7 @@ from snapshotter.errors import AlreadyExistsError, NotFoundError, UnavailableErr
 from snapshotter.mount import wire
 from snapshotter.mount.channel import Channel, Closer, Read
 from snapshotter.mount.interrupts import may_interrupt
-from snapshotter.mount.journal import DEATHS_MAX, Journal
+from snapshotter.mount.journal import CRASHES_MAX, Journal
 from snapshotter.mount.pool import Pool
 from snapshotter.mount.session import Buffers, Interrupt, ReadJob, Session
 
@@ -43,7 +43,7 @@ wake a processor of a virtual machine takes about as long (docs/decisions/stayin
 LIVELY_NS = 100_000
 """It does so only while requests follow one another within this time: a walk through a tree, not a file now and then."""
 _DEADLY = UnavailableError(
-    f"{DEATHS_MAX} workers ended while they had this request, the mount is served without it: see the log for how they ended"
+    f"{CRASHES_MAX} workers crashed while they had this request, the mount is served without it: see the log for how they ended"
 )
 _INTERRUPT_INTERVAL = 0.5
 """Seconds after which callers with a signal pending are looked at again."""
@@ -177,6 +177,7 @@ class Server:
     def _take_over(self, channel: Channel) -> None:
         for slot, request in channel.journal.unanswered():
             self._handle(channel, memoryview(request), slot)
+        channel.journal.taken()
         with self._lock:
             if self._channels.get(channel.fd) is channel:
                 self._epoll.register(channel.fd, select.EPOLLIN)

@@ -21,7 +21,7 @@ from snapshotter.daemon.sources import LayerSource
 from snapshotter.daemon.supervisor import Supervisor
 from snapshotter.errors import CorruptError, UnavailableError
 from snapshotter.mount import mounting
-from snapshotter.mount.journal import DEATHS_MAX
+from snapshotter.mount.journal import CRASHES_MAX
 from tests.mount.source import Builder
 from tests.support import mounts
 from tests.support.processes import find, kill
@@ -212,7 +212,7 @@ def test_a_request_that_kills_every_worker_fails_in_the_end(
         assert read.returncode == 1
         assert b"Input/output error" in read.stderr
         wait_for(lambda: "file /file, bytes 0+4096: " in caplog.text)
-        assert f"{DEATHS_MAX} workers ended while they had this request" in caplog.text
+        assert f"{CRASHES_MAX} workers crashed while they had this request" in caplog.text
         (image / "chunks" / "poison").unlink()
         node.read("c")
 

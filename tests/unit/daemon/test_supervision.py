@@ -15,6 +15,7 @@ from snapshotter.daemon.supervision import (
     RETURN_AFTER,
     SETTLED_AFTER,
     Action,
+    Blame,
     Ended,
     Event,
     Found,
@@ -170,6 +171,28 @@ def test_early_deaths_long_apart_are_no_reason_to_split() -> None:
         world.wait(SETTLED_AFTER)
         world.die(0)
     assert len(world.state.places) == 1
+
+
+def test_an_early_crash_over_one_mount_is_held_against_its_requests() -> None:
+    world = World(1)
+    world.step(Placed("a"))
+    world.wait(SETTLED_AFTER)
+    assert Blame("a") not in world.die(0), "whatever it died of, it lived with these requests for long"
+    for _ in range(3):
+        actions = world.die(0)
+        assert actions[0] == Blame("a"), "told before the next process is started"
+        world.wait(PAUSE_SHARED)
+
+
+def test_neither_a_kill_nor_a_crash_over_several_mounts_is_held_against_requests() -> None:
+    world = World(1)
+    world.step(Placed("a"))
+    for _ in range(20):
+        assert Blame("a") not in world.die(0, killed=True)
+        world.wait(PAUSE_SHARED)
+    world.step(Placed("b"))
+    actions = world.die(0)
+    assert not any(isinstance(action, Blame) for action in actions)
 
 
 def test_a_silent_worker_is_killed_and_followed() -> None:

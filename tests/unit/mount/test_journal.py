@@ -127,26 +127,36 @@ def test_nobody_can_shrink_it(memory: int) -> None:
         os.ftruncate(memory, 0)
 
 
-def test_what_is_under_way_whenever_a_server_dies_is_condemned(memory: int) -> None:
+def test_what_is_under_way_whenever_a_server_crashes_is_condemned(memory: int) -> None:
     """Whether it waited in a slot or had just landed, and whether or not the kernel takes it back and hands it out again."""
-    for death in range(journal.DEATHS_MAX):
+    for crash in range(journal.CRASHES_MAX):
         with opened(memory) as server:
             assert server.condemned == frozenset()
             server.forget()
-            with land(server, wire.UNIQUE_RESEND | 7 if death else 7) as data:
+            with land(server, wire.UNIQUE_RESEND | 7 if crash else 7) as data:
                 server.keep(data)
-            with land(server, 1000 + death) as data:  # an innocent one, which its successor answers
+            with land(server, 1000 + crash) as data:  # an innocent one, which its successor answers
                 server.keep(data)
-            land(server, wire.UNIQUE_RESEND | 9 if death else 9).release()
+            land(server, wire.UNIQUE_RESEND | 9 if crash else 9).release()
+        journal.blame(memory)
     with opened(memory) as server:
         assert server.condemned == {7, 9}
         server.forget()
+    journal.blame(memory)
     with opened(memory) as server:
         assert server.condemned == frozenset(), "answered meanwhile"
 
 
+def test_a_server_that_was_killed_says_nothing_about_its_requests(memory: int) -> None:
+    with opened(memory) as server, land(server, 7) as data:
+        server.keep(data)
+    for _ in range(3 * journal.CRASHES_MAX):
+        with opened(memory) as server:
+            assert server.condemned == frozenset()
+
+
 def test_a_request_that_is_answered_in_between_starts_anew(memory: int) -> None:
-    for _ in range(journal.DEATHS_MAX):
+    for _ in range(journal.CRASHES_MAX):
         for keeps in (True, False):
             with opened(memory) as server:
                 assert server.condemned == frozenset()
@@ -154,16 +164,26 @@ def test_a_request_that_is_answered_in_between_starts_anew(memory: int) -> None:
                 if keeps:
                     with land(server, 7) as data:
                         server.keep(data)
+            journal.blame(memory)
 
 
 def test_more_suspects_than_there_is_room_for(memory: int) -> None:
     """The old ones are kept, and the memory beyond is left alone."""
-    for death in range(journal.DEATHS_MAX):
+    for crash in range(journal.CRASHES_MAX):
         with opened(memory) as server:
             server.forget()
             for number in range(journal.SUSPECTS + 50):
-                with land(server, 5 if number == 300 + 100 * (death > 0) else (death + 1) * 10_000 + number) as data:
+                with land(server, 5 if number == 300 + 100 * (crash > 0) else (crash + 1) * 10_000 + number) as data:
                     server.keep(data)
-            server.landing[:4] = bytes(4)
+            server.taken()
+        journal.blame(memory)
     with opened(memory) as server:
         assert server.condemned == {5}
+
+
+def test_what_landed_last_and_is_answered_is_not_left(memory: int) -> None:
+    with opened(memory) as server:
+        land(server, 1).release()
+        server.taken()
+    with opened(memory) as server:
+        assert server.unanswered() == []

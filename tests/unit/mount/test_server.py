@@ -147,16 +147,17 @@ def test_a_request_that_is_shorter_than_its_header(size: int) -> None:
         assert (failures, gone) == ([], [])
 
 
-def test_a_request_with_which_every_server_died_is_refused() -> None:
+def test_a_request_with_which_every_server_crashed_is_refused() -> None:
     """It is answered with an error that says so; INIT and everything else go on."""
     memory = journal.create({})
-    for _ in range(journal.DEATHS_MAX):
-        with contextlib.closing(Journal(os.dup(memory))) as died:
-            died.forget()
+    for _ in range(journal.CRASHES_MAX):
+        with contextlib.closing(Journal(os.dup(memory))) as crashed:
+            crashed.forget()
             data = request(Opcode.READ, 2, READ.pack(0, 0, 4096, 0, 0, 0, 0), 7)
-            died.landing[: len(data)] = data
+            crashed.landing[: len(data)] = data
+        journal.blame(memory)
     with served(Journal(memory)) as (kernel, failures, _):
         assert kernel.ask(Opcode.READ, 2, READ.pack(0, 0, 4096, 0, 0, 0, 0), wire.UNIQUE_RESEND | 7) == (errno.EIO, b"")
         assert {(failure.ino, failure.offset, failure.length) for failure in failures} == {(2, 0, 4096)}
-        assert "ended while they had this request" in str(failures[0].error)
+        assert "crashed while they had this request" in str(failures[0].error)
         assert kernel.lives()
