@@ -49,10 +49,11 @@ def native(work: Workload, point: Path) -> Iterator[Mounted]:
 
 
 @contextlib.contextmanager
-def worker(work: Workload, point: Path, *, mounts: int = 1) -> Iterator[Mounted]:
+def worker(work: Workload, point: Path, *, mounts: int = 1, alike: bool = True) -> Iterator[Mounted]:
     """The daemon's own mount worker, with the chunk store chain that it has in use, over a cache that has every chunk.
 
-    More `mounts` of the same tree lie beside `point`, numbered from 1.
+    More `mounts` of the same tree lie beside `point`, numbered from 1; if they are not `alike`, each is a layer of its
+    own, with metadata of its own.
     """
     events: Queue[Event] = Queue()
     sockets = point.with_suffix(".sockets")
@@ -69,7 +70,8 @@ def worker(work: Workload, point: Path, *, mounts: int = 1) -> Iterator[Mounted]
             stack.callback(connection.close)
             mounting.mount(connection.fuse, where, "bench")
             stack.callback(mounting.unmount, where)
-            client.add(AddMount(str(where), str(work.metadata), "bench", store=_NOWHERE.to_json()), connection)
+            metadata = work.metadata if alike else Path(shutil.copy(work.metadata, sockets / f"metadata{number}"))
+            client.add(AddMount(str(where), str(metadata), "bench", store=_NOWHERE.to_json()), connection)
             event = events.get(timeout=30)
             if not isinstance(event, Ready) or event.refused:
                 raise CommandError(f"the mount worker answered {event}")

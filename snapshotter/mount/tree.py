@@ -29,7 +29,7 @@ from typing import NamedTuple
 from snapshotter import userns
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore
 from snapshotter.errors import CorruptError, NotFoundError
-from snapshotter.format.digest import to_text
+from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.model import ROOT_INO, DirEntry, FileChunk, Inode, Kind
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount.cache import WeightedCache
@@ -256,6 +256,10 @@ class Tree:
             offset += taken
             row += 1
         return pieces
+
+    def verity(self, digest: Digest) -> bytes | None:
+        """See `Rootfs.verity`."""
+        return self._rootfs.verity(digest)
 
     def next_file(self, ino: int, within: int) -> int | None:
         """The regular file that follows inode `ino` in the order of the numbers, which is that of a walk, if one is `within` so

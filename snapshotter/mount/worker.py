@@ -23,12 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from snapshotter import userns
 from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
 from snapshotter.chunkstore.directory import VerityOf
-from snapshotter.errors import AlreadyExistsError, CorruptError, InvalidError, NotFoundError
+from snapshotter.errors import AlreadyExistsError, InvalidError, NotFoundError
 from snapshotter.format.digest import Digest
-from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount import messages, workerproto
 from snapshotter.mount.connection import Connection
 from snapshotter.mount.failures import FailureReporter
@@ -36,7 +34,8 @@ from snapshotter.mount.journal import Journal
 from snapshotter.mount.messages import Message
 from snapshotter.mount.server import Server
 from snapshotter.mount.session import Failure, Session
-from snapshotter.mount.tree import Tree, new_cache
+from snapshotter.mount.tree import Tree
+from snapshotter.mount.trees import Trees
 from snapshotter.mount.workerproto import AddMount, Event, Gone, Hello, Ready
 
 MakeStore = Callable[[Mapping[str, Any], VerityOf], ChunkStore]
@@ -89,15 +88,15 @@ class _Replaceable:
 class _Layer:
     """What one mount holds: its metadata and the tree over it, its chunk store, and its connection to give it back."""
 
-    def __init__(self, add: AddMount, connection: Connection, rootfs: Rootfs, tree: Tree, store: ChunkStore) -> None:
+    def __init__(self, add: AddMount, connection: Connection, trees: Trees, tree: Tree, store: ChunkStore) -> None:
         self.add = add
         self.connection = connection
-        self.rootfs = rootfs
         self.tree = tree
         self.store = _Replaceable(store)
+        self._trees = trees
 
     def close(self) -> None:
-        self.tree.close()
+        self._trees.close(self.tree)
         self.store.close()
         self.connection.close()
 
@@ -113,7 +112,7 @@ class Worker:
         self._identity = identity
         self._report = report
         self._control: socket.socket | None = None
-        self._cache = new_cache()
+        self._trees = Trees()
         self._layers: dict[str, _Layer] = {}
         self._send_lock = threading.Lock()
         self._failures = FailureReporter(self._emit)
@@ -206,7 +205,7 @@ class Worker:
             case "ping":
                 return {"alive": self._server.comes_round(BEAT_TIMEOUT)}
             case "stats":
-                return {**self._report(), "mounts": self._server.names(), "cached": self._cache.weight}
+                return {**self._report(), "mounts": self._server.names(), "cached": self._trees.cached}
             case "stop":
                 self._stopped = True
                 return {}
@@ -243,22 +242,16 @@ class Worker:
     def _update(self, layer: _Layer, store: object) -> None:
         if not isinstance(store, dict):
             raise InvalidError(f"mount {layer.add.mount_id}: a store is described by an object, not by {store!r}")
-        layer.store.replace(self._make_store(store, layer.rootfs.verity))
+        layer.store.replace(self._make_store(store, layer.tree.verity))
         layer.add = dataclasses.replace(layer.add, store=store)
 
     def _open(self, add: AddMount, connection: Connection) -> _Layer:
+        tree = self._trees.open(Path(add.metadata), add.name, as_layer=add.as_layer)
         try:
-            # Into memory, not mapped: a page that the disk loses, or fs-verity refuses, would kill every mount of this process
-            # by SIGBUS when it is touched.
-            data = Path(add.metadata).read_bytes()
-        except FileNotFoundError as error:
-            raise NotFoundError(f"metadata of {add.name}: {error}") from error
-        except OSError as error:
-            raise CorruptError(f"metadata of {add.name} cannot be read: {error}") from error
-        rootfs = Rootfs.open(data)
-        tree = Tree(rootfs, as_layer=add.as_layer, overlay_prefix=userns.overlay_prefix(), cache=self._cache)
-        tree.prepare()
-        return _Layer(add, connection, rootfs, tree, self._make_store(add.store, rootfs.verity))
+            return _Layer(add, connection, self._trees, tree, self._make_store(add.store, tree.verity))
+        except BaseException:
+            self._trees.close(tree)
+            raise
 
     def _on_ready(self, mount_id: str, session: Session) -> None:
         agreed = session.negotiated
