@@ -120,13 +120,14 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
         recovery = snapshotter.recover()
         for diff_id, error in recovery.failed.items():
             _log.error("layer %s is not mounted: %s", diff_id.hex(), error)
-        mounted = {"containerd": layers}
+        mounted, failures = {"containerd": layers}, [snapshotter.failed_layers]
         if config.layer_store_mountpoint is not None:
             # podman's paths name the image, and containerd knows nothing of it
             store_layers = make_layers(config.root / LAYER_STORE, Origins(lambda namespace: None, reach.ports))
             mounted["podman"] = store_layers
             images = RegistryImages(reach.registries)
-            stack.enter_context(serving(config.layer_store_mountpoint, remembered, images, store_layers, held))
+            tree = stack.enter_context(serving(config.layer_store_mountpoint, remembered, images, store_layers, held))
+            failures.append(lambda: tree.failed)
         else:
             take_off(held)
         supervisor.settle()
@@ -149,7 +150,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
             node,
             mounted,
             activity,
-            failed=snapshotter.failed_layers,
+            failed=lambda: {diff_id: error for failed in failures for diff_id, error in failed().items()},
             max_bytes=config.cache_max_bytes,
             errors=errors,
         )

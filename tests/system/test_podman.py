@@ -250,6 +250,27 @@ def test_everything_dies_under_a_container(machine: Machine, twice: Published) -
 
 
 @recording_of_root
+def test_layer_whose_metadata_is_lost(machine: Machine, plain: Published) -> None:
+    """A start without it goes on; ``puzzlefs status`` says so until podman needs the layer, which mends it."""
+    reference = machine.reference(plain.lazy)
+    machine.podman.run(reference, *HELLO)
+    machine.kill(workers=True)
+    lost = next((machine.snapshotter.root / "store" / "layers").glob("*/metadata"))
+    lost.unlink()
+    machine.snapshotter.start()
+
+    def failed() -> dict[str, str]:
+        told = json.loads(puzzlefs("status", "--socket", machine.snapshotter.socket, "--json").stdout)
+        return dict(told["failed"])
+
+    [(layer, why)] = failed().items()
+    assert layer == f"sha256:{lost.parent.name}"
+    assert "is gone" in why
+    assert machine.podman.run(reference, *HELLO) == "hello from a layer\n"
+    assert failed() == {}
+
+
+@recording_of_root
 def test_store_that_is_configured_no_more_is_unmounted(machine: Machine) -> None:
     """Its directory is then an ordinary empty one, and no dead mount."""
     machine.snapshotter.service.stop()

@@ -39,33 +39,24 @@ class RestorableLayers(StoreLayers, Protocol):
 
 
 @contextlib.contextmanager
-def serving(mountpoint: Path, known: References, images: Images, layers: RestorableLayers, held: Held) -> Iterator[None]:
+def serving(mountpoint: Path, known: References, images: Images, layers: RestorableLayers, held: Held) -> Iterator[StoreTree]:
     """The store at `mountpoint`, served for as long as the block lasts; the mount outlives it.
 
-    Layers with users are mounted when the block begins, from what is on this node.
+    Layers with users are mounted when the block begins, from what is on this node; what cannot be is noted in the tree.
 
     Raises:
         FailedPreconditionError: something else is mounted there, or it cannot be a mountpoint.
         UnsupportedError: the kernel does not mount it.
     """
-    for diff_id, error in layers.restore(known.used()).items():
-        _log.error("layer %s of the layer store is not mounted: %s", to_text(diff_id), error)
-    for layer, times in known.repeated():
-        try:
-            layers.ensure_copies(layer.diff_id, times - 1)
-        except PuzzlefsError as error:
-            _log.error("layer %s of the layer store is not mounted %d times: %s", to_text(layer.diff_id), times, error)
+    tree = StoreTree(known, images, layers, known.root.with_name("nothing"))
+    _restore(tree, known, layers)
     connection = _connection(mountpoint, held)
     journal = Journal(os.dup(connection.memory))
-    session = VirtualSession(
-        StoreTree(known, images, layers, known.root.with_name("nothing")),
-        lambda what, error: _log.error("layer store, %s: %s", what, error),
-        journal.negotiated,
-    )
+    session = VirtualSession(tree, lambda what, error: _log.error("layer store, %s: %s", what, error), journal.negotiated)
     server = VirtualServer(connection.fuse, journal, session)
     server.start()
     try:
-        yield
+        yield tree
     finally:
         server.stop()
 
@@ -78,6 +69,20 @@ def take_off(held: Held) -> None:
     with contextlib.suppress(KeyError, PuzzlefsError):
         mounting.unmount(Path(found.state().label["mountpoint"]))
     held.release(_KIND)
+
+
+def _restore(tree: StoreTree, known: References, layers: RestorableLayers) -> None:
+    for diff_id, error in layers.restore(known.used()).items():
+        _log.error("layer %s of the layer store is not mounted: %s", to_text(diff_id), error)
+        tree.note_failed(diff_id, error)
+    for layer, times in known.repeated():
+        if layer.diff_id in tree.failed:
+            continue
+        try:
+            layers.ensure_copies(layer.diff_id, times - 1)
+        except PuzzlefsError as error:
+            _log.error("layer %s of the layer store is not mounted %d times: %s", to_text(layer.diff_id), times, error)
+            tree.note_failed(layer.diff_id, error)
 
 
 def _connection(mountpoint: Path, held: Held) -> Connection:

@@ -20,7 +20,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -131,7 +131,17 @@ class StoreTree:
         self._asked: OrderedDict[str, float] = OrderedDict()
         self._turns: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._sizes: dict[Digest, int] = {}
+        self._failed: dict[Digest, PuzzlefsError] = {}
         self._counting = threading.Lock()
+
+    @property
+    def failed(self) -> Mapping[Digest, PuzzlefsError]:
+        """The layers that somebody uses and that are not mounted, and why."""
+        return dict(self._failed)
+
+    def note_failed(self, diff_id: Digest, error: PuzzlefsError) -> None:
+        """A layer could not be mounted; it is tried again when somebody looks it up."""
+        self._failed[diff_id] = error
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
         """See `VirtualTree`."""
@@ -311,6 +321,7 @@ class StoreTree:
                     self._layers.ensure_copies(layer.layer.diff_id, times - 1)
             except NotFoundError as error:  # ENOENT would mean that it is no PuzzleFS layer
                 raise UnavailableError(str(error)) from error
+            self._failed.pop(layer.layer.diff_id, None)
         else:
             self._empty(layer.layer).mkdir(mode=0o755, parents=True, exist_ok=True)
 
@@ -347,6 +358,7 @@ class StoreTree:
                 try:
                     self._layers.release(described.diff_id)
                     self._sizes.pop(described.diff_id, None)
+                    self._failed.pop(described.diff_id, None)
                 except PuzzlefsError as error:
                     _log.warning("layer %s of %s stays mounted: %s", to_text(described.diff_id), remembered.reference, error)
 

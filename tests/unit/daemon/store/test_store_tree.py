@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import errno
+import gc
 import json
 import stat
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -335,11 +337,58 @@ def test_a_tag_may_move_for_years(store: Store) -> None:
 
 
 def test_a_million_lookups_keep_nothing(store: Store) -> None:
-    """In proportion: what is remembered of references that are no images is bounded."""
-    for number in range(5000):
-        assert store.walk(name_of(f"registry.example/n:{number}")) is None
-    assert len(store.tree._asked) <= 1024
-    assert list((store.root / "references").iterdir()) == []
+    """A hostile path is forgotten: of twenty thousand, no more memory and no file than of two thousand.
+
+    References that are none and such that are no image, keys of an image that it does not have, names below a key.
+    """
+    key = store.get(APP, TOP.blob)
+    image = store.walk(name_of(APP))
+    assert image is not None
+    files = sorted(store.root.rglob("*"))
+
+    def look_up(numbers: range) -> None:
+        for number in numbers:
+            store.now += 0.001
+            for parent, name in (
+                (ROOT, name_of(f"registry.example/n:{number}")),
+                (ROOT, b"%d" % number),
+                (ROOT, b"/" * (number % 300)),
+                (image, to_text(sha256(b"%d" % number)).encode()),
+                (image, b"sha256:%d" % number),
+                (key, b"%d" % number),
+            ):
+                assert store.tree.lookup(parent, name) is None
+
+    def memory() -> int:
+        gc.collect()
+        store.images.asked.clear()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        look_up(range(2000))
+        before = memory()
+        look_up(range(2000, 20_000))
+        assert memory() - before < 50_000, "18,000 of the shortest entries would take a megabyte"
+    finally:
+        tracemalloc.stop()
+    assert sorted(store.root.rglob("*")) == files
+    assert store.layers.mounted == set()
+
+
+def test_a_layer_that_could_not_be_mounted_is_told_until_it_is(store: Store) -> None:
+    """Or until nobody uses it any more."""
+    assert isinstance(TOP.layer, MetadataLayer)
+    store.get(APP, TOP.blob, "diff")
+    store.use(APP, TOP.blob)
+    for mend in (lambda: store.get(APP, TOP.blob, "diff"), lambda: store.release(APP, TOP.blob)):
+        store.tree.note_failed(TOP.layer.diff_id, NotFoundError("its metadata is gone"))
+        store.get(APP, BASE.blob, "diff")
+        assert {diff_id: str(error) for diff_id, error in store.tree.failed.items()} == {
+            TOP.layer.diff_id: "its metadata is gone"
+        }
+        mend()
+        assert store.tree.failed == {}
 
 
 def test_references_that_nobody_uses_are_forgotten_when_there_are_too_many(tmp_path: Path) -> None:
