@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import grpc
 from snapshotter.daemon import invariants
 from snapshotter.daemon.config import Config, load
 from snapshotter.doctor.asking import registry_facts
-from snapshotter.doctor.containerd import ContainerdFacts, check_containerd, snapshotter_names
+from snapshotter.doctor.containerd import ContainerdFacts, check_absent, check_containerd, snapshotter_names
 from snapshotter.doctor.finding import Finding, fail, warn
 from snapshotter.doctor.images import check_image
 from snapshotter.doctor.inventory import Inventory
@@ -47,7 +48,10 @@ def examine(request: Request) -> Iterator[Finding]:
     facts, containerd_pid = containerd_facts(request.containerd_address, request.containerd_config)
     yield from check_service(service_facts(config, config_error, request.config_path, containerd_pid))
     yield from _root(used.root)
-    yield from check_containerd(facts, str(used.address), str(used.root))
+    if used.layer_store_mountpoint is None or request.containerd_address.exists():
+        yield from check_containerd(facts, str(used.address), str(used.root))
+    else:
+        yield check_absent(facts.address, installed=shutil.which("containerd") is not None)
     if used.layer_store_mountpoint is not None:
         yield from check_podman(podman_facts(used.layer_store_mountpoint))
     if request.reference is not None:

@@ -79,6 +79,14 @@ def check_containerd(facts: ContainerdFacts, address: str, root: str) -> list[Fi
     return [*findings, *_differ(facts, config, address)]
 
 
+def check_absent(address: str, *, installed: bool) -> Finding:
+    """What is said where no containerd listens at `address`, and the daemon has podman or CRI-O to serve."""
+    check = "containerd.version"
+    if installed:
+        return warn(check, f"no containerd listens at {address}: right where only podman or CRI-O are used", "")
+    return ok(check, "there is no containerd: the daemon serves podman and CRI-O")
+
+
 def _version(facts: ContainerdFacts) -> Finding:
     check = "containerd.version"
     if facts.unreachable:

@@ -6,7 +6,8 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 
 from snapshotter import userns
@@ -22,14 +23,24 @@ FORGETS_FROM = (5, 5)
 """podman from here on has containers/storage 1.58 or later, which does not write down what layers it took from a store."""
 
 
+class Whose(Enum):
+    """For whom the doctor looks: root, a user, or a user in the namespaces of that user's podman."""
+
+    ROOT = "root"
+    USER = "user"
+    USER_INSIDE = "user inside"
+
+
 @dataclass(frozen=True, slots=True)
 class PodmanFacts:
-    """`mountpoint`: of the layer store in our configuration. `mounted`: whether it is there. `version`: what podman says of
-    itself, empty where it is not installed. `storage_conf`: the file that counts, None for none; `stores`: its additional layer
-    stores, as they stand there; `error`: why it cannot be read."""
+    """`mountpoint`: of the layer store in our configuration. `mounted`: whether it is there; `present`: or at least the
+    directory. `version`: what podman says of itself, empty where it is not installed. `storage_conf`: the file that counts,
+    None for none; `stores`: its additional layer stores, as they stand there; `error`: why it cannot be read."""
 
     mountpoint: Path
     mounted: bool = False
+    present: bool = True
+    whose: Whose = Whose.ROOT
     version: str = ""
     storage_conf: Path | None = None
     stores: Sequence[str] = ()
@@ -42,19 +53,22 @@ def check_podman(facts: PodmanFacts) -> list[Finding]:
 
 
 def podman_facts(mountpoint: Path) -> PodmanFacts:
-    """What this machine says. Nothing is looked up below `mountpoint`, which may be waiting for the daemon."""
+    """What this machine says. Nothing is looked up at or below a mounted store, which may be waiting for the daemon."""
     info = mounting.find(mountpoint)
     mounted = info is not None and info.fs_type == mounting.FS_TYPE
+    present = mounted or mountpoint.is_dir()
+    whose = Whose.ROOT if userns.is_root() else Whose.USER if userns.is_initial() else Whose.USER_INSIDE
     said = output(["podman", "--version"]) or ""
     version = match[1] if (match := re.search(r"(\d+\.\d+[\w.]*)", said)) else ""
-    path = next((path for path in storage_confs(os.environ, root=userns.is_root()) if path.exists()), None)
+    facts = PodmanFacts(mountpoint, mounted, present, whose, version)
+    path = next((path for path in storage_confs(os.environ, root=whose is Whose.ROOT) if path.exists()), None)
     if path is None:
-        return PodmanFacts(mountpoint, mounted, version)
+        return facts
     try:
         stores = layer_stores(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return PodmanFacts(mountpoint, mounted, version, path, error=str(error))
-    return PodmanFacts(mountpoint, mounted, version, path, stores)
+        return replace(facts, storage_conf=path, error=str(error))
+    return replace(facts, storage_conf=path, stores=stores)
 
 
 def storage_confs(environment: Mapping[str, str], *, root: bool) -> Sequence[Path]:
@@ -79,10 +93,17 @@ def layer_stores(text: str) -> tuple[str, ...]:
 
 
 def _mounted(facts: PodmanFacts) -> Finding:
+    check = "podman.mounted"
     if facts.mounted:
-        return ok("podman.mounted", f"the layer store is mounted on {facts.mountpoint}")
-    advice = "systemctl restart puzzlefs-snapshotter, and look at its log"
-    return fail("podman.mounted", f"the layer store is not mounted on {facts.mountpoint}", advice)
+        return ok(check, f"the layer store is mounted on {facts.mountpoint}")
+    if not facts.present:
+        text = f"{facts.mountpoint} is missing: podman fails with every command if its storage.conf names it"
+        return fail(check, text, f"mkdir -p {facts.mountpoint}, then start the daemon")
+    if facts.whose is Whose.USER:
+        text = f"whether the layer store is mounted on {facts.mountpoint} is seen in podman's namespaces alone"
+        return warn(check, text, "podman unshare puzzlefs doctor")
+    unit = "systemctl restart puzzlefs-snapshotter" if facts.whose is Whose.ROOT else "systemctl --user restart puzzlefs-store"
+    return fail(check, f"the layer store is not mounted on {facts.mountpoint}", f"{unit}, and look at its log")
 
 
 def _version(facts: PodmanFacts) -> list[Finding]:
@@ -100,7 +121,8 @@ def _storage(facts: PodmanFacts) -> Finding:
     wanted = f"{facts.mountpoint}:ref"
     line = f'additionallayerstores = ["{wanted}"] below [storage.options]'
     if facts.storage_conf is None:
-        return fail(check, "there is no storage.conf that names the layer store", f"write {STORAGE_CONF[0]} with {line}")
+        place = STORAGE_CONF[0] if facts.whose is Whose.ROOT else "~/.config/containers/storage.conf"
+        return fail(check, "there is no storage.conf that names the layer store", f"write {place} with {line}")
     if facts.error:
         return fail(
             check, f"{facts.storage_conf} cannot be read: {facts.error}", "mend it: podman does not start with it either"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from snapshotter.doctor.containerd import ContainerdFacts, LoadedPlugin, check_containerd, snapshotter_names
+from snapshotter.doctor.containerd import ContainerdFacts, LoadedPlugin, check_absent, check_containerd, snapshotter_names
 from snapshotter.doctor.containerdconfig import Effective, effective
 from snapshotter.doctor.finding import Finding, Level, worst
 from tests.support import tools
@@ -168,3 +168,11 @@ def test_everything_that_is_wrong_says_what_to_type() -> None:
 
 def test_an_empty_configuration_means_nothing() -> None:
     assert effective({}) == Effective(1, runtime_snapshotters={})
+
+
+def test_a_node_of_podman_alone_needs_no_containerd() -> None:
+    """Where one is installed and does not run, that may be a mistake and is said."""
+    assert check_absent("/run/c.sock", installed=False).level is Level.OK
+    stopped = check_absent("/run/c.sock", installed=True)
+    assert stopped.level is Level.WARN
+    assert "/run/c.sock" in stopped.text

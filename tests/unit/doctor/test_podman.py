@@ -8,7 +8,7 @@ import pytest
 
 from snapshotter.daemon.config import load
 from snapshotter.doctor.finding import Level
-from snapshotter.doctor.podman import STORAGE_CONF, PodmanFacts, check_podman, layer_stores, storage_confs
+from snapshotter.doctor.podman import STORAGE_CONF, PodmanFacts, Whose, check_podman, layer_stores, storage_confs
 from tests.support import tools
 
 STORE = Path("/var/lib/puzzlefs-store")
@@ -27,6 +27,30 @@ def test_all_is_well() -> None:
 
 def test_a_store_that_is_not_mounted() -> None:
     assert levels(PodmanFacts(STORE, storage_conf=CONF, stores=[f"{STORE}:ref"]))["podman.mounted"] is Level.FAIL
+
+
+@pytest.mark.parametrize(
+    ("whose", "present", "level", "advice"),
+    [
+        (Whose.ROOT, True, Level.FAIL, "systemctl restart puzzlefs-snapshotter"),
+        (Whose.USER_INSIDE, True, Level.FAIL, "systemctl --user restart puzzlefs-store"),
+        (Whose.USER, True, Level.WARN, "podman unshare puzzlefs doctor"),
+        (Whose.ROOT, False, Level.FAIL, f"mkdir -p {STORE}"),
+        # then not even `podman unshare` starts
+        (Whose.USER, False, Level.FAIL, f"mkdir -p {STORE}"),
+        (Whose.USER_INSIDE, False, Level.FAIL, f"mkdir -p {STORE}"),
+    ],
+)
+def test_what_to_do_about_a_store_that_is_not_mounted(whose: Whose, present: bool, level: Level, advice: str) -> None:
+    """A user's store is mounted in namespaces of its own, and nobody else sees whether it is."""
+    finding = check_podman(PodmanFacts(STORE, present=present, whose=whose))[0]
+    assert (finding.check, finding.level) == ("podman.mounted", level)
+    assert advice in finding.advice
+
+
+@pytest.mark.parametrize(("whose", "place"), [(Whose.ROOT, str(STORAGE_CONF[0])), (Whose.USER, "~/.config")])
+def test_where_to_write_a_configuration(whose: Whose, place: str) -> None:
+    assert f"write {place}" in check_podman(PodmanFacts(STORE, whose=whose))[-1].advice
 
 
 @pytest.mark.parametrize(
