@@ -13,6 +13,7 @@ from snapshotter.daemon import invariants
 from snapshotter.daemon.config import Config, load
 from snapshotter.doctor.asking import registry_facts
 from snapshotter.doctor.containerd import ContainerdFacts, check_absent, check_containerd, snapshotter_names
+from snapshotter.doctor.crio import check_crio, crio_facts
 from snapshotter.doctor.finding import Finding, fail, warn
 from snapshotter.doctor.images import check_image
 from snapshotter.doctor.inventory import Inventory
@@ -53,7 +54,9 @@ def examine(request: Request) -> Iterator[Finding]:
     else:
         yield check_absent(facts.address, installed=shutil.which("containerd") is not None)
     if used.layer_store_mountpoint is not None:
-        yield from check_podman(podman_facts(used.layer_store_mountpoint))
+        mountpoint, crio = used.layer_store_mountpoint, crio_facts()
+        yield from check_podman(podman_facts(mountpoint), named_elsewhere=crio.names(mountpoint))
+        yield from check_crio(crio, mountpoint)
     if request.reference is not None:
         yield from check_registry(registry_facts(request.reference, used))
     if request.look_at_images and not facts.unreachable:

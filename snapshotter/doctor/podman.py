@@ -47,9 +47,13 @@ class PodmanFacts:
     error: str = ""
 
 
-def check_podman(facts: PodmanFacts) -> list[Finding]:
-    """All that can be said about podman and the layer store."""
-    return [_mounted(facts), *_version(facts), _storage(facts)]
+def check_podman(facts: PodmanFacts, *, named_elsewhere: bool = False) -> list[Finding]:
+    """All that can be said about podman and the layer store.
+
+    `named_elsewhere`: CRI-O's own options name the store, so storage.conf need not where there is no podman.
+    """
+    findings = [_mounted(facts), *_version(facts)]
+    return findings if named_elsewhere and not facts.version else [*findings, _storage(facts)]
 
 
 def podman_facts(mountpoint: Path) -> PodmanFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_a_configuration_that_does_not_lead_there(stores: list[str], says: str) 
     assert finding.level is Level.FAIL
     assert says in finding.text
     assert f"{STORE}:ref" in finding.advice
+
+
+def test_a_node_of_crio_alone_needs_no_storage_conf() -> None:
+    """Where its own options name the store; podman does not look there."""
+    facts = PodmanFacts(STORE, mounted=True)
+    assert [finding.check for finding in check_podman(facts, named_elsewhere=True)] == ["podman.mounted"]
+    with_podman = check_podman(replace(facts, version="4.3.1"), named_elsewhere=True)
+    assert with_podman[-1].level is Level.FAIL
 
 
 def test_no_configuration_and_a_broken_one() -> None:
