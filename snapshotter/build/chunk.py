@@ -81,8 +81,11 @@ class Cutter:
         self._lengths = _cutter(cutting)
         self._window = memoryview(bytearray(max(WINDOW, 4 * cutting.maximum)))
 
-    def cut(self, reader: ByteReader) -> Iterator[bytes]:
-        """The chunks of what `reader` yields, in order. The reader is read to its end only if all chunks are taken."""
+    def cut(self, reader: ByteReader) -> Iterator[memoryview]:
+        """The chunks of what `reader` yields, in order, each good until the next one is asked for.
+
+        The reader is read to its end only if all chunks are taken.
+        """
         window = self._window
         filled = 0
         ended = False
@@ -96,7 +99,7 @@ class Cutter:
                 # The last cuts of a window would change if more bytes followed.
                 if not ended and filled - start < self._maximum:
                     break
-                yield bytes(window[start : start + length])
+                yield window[start : start + length]
                 start += length
             window[: filled - start] = bytes(window[start:filled])
             filled -= start

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from snapshotter.build.chunk import ByteReader, Cutting
 from snapshotter.build.decompress import LayerStream
-from snapshotter.build.encoder import ParallelEncoder
-from snapshotter.build.entries import Content, Node, Numbering, chunk_order, inodes, number
+from snapshotter.build.encoder import Encoder
+from snapshotter.build.entries import Content, Node, Numbering, chunk_order, each_inode, number
 from snapshotter.build.files import FileCutter
 from snapshotter.build.layer import read_layer
 from snapshotter.build.progress import Progress, Report, silent
@@ -19,8 +19,8 @@ from snapshotter.build.tar import TarReader
 from snapshotter.build.tarheader import TarHeader
 from snapshotter.build.walk import FileReader, check_empty, walk
 from snapshotter.format.digest import Digest
-from snapshotter.format.model import ChunkVerity, RootfsContent
-from snapshotter.format.writer import encode
+from snapshotter.format.model import ChunkVerity
+from snapshotter.format.writer import build
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class BuiltLayer:
 
 
 def layer_from_tar(
-    stream: LayerStream, below: Sequence[Node], encoder: ParallelEncoder, cutting: Cutting, temporary: Path | None = None
+    stream: LayerStream, below: Sequence[Node], encoder: Encoder, cutting: Cutting, temporary: Path | None = None
 ) -> Node:
     """The tree of a layer's tar, its files cut. `below`: the trees of the earlier layers, top first.
 
@@ -71,7 +71,7 @@ def layer_from_tar(
 
 def layer_from_directory(
     path: str | bytes | Path,
-    encoder: ParallelEncoder,
+    encoder: Encoder,
     cutting: Cutting,
     report: Report = silent,
     *,
@@ -111,12 +111,14 @@ def layer_from_directory(
 def build_layer(root: Node, verity: Mapping[Digest, bytes], *, times: bool = True) -> BuiltLayer:
     """The message of a tree whose files are cut; `verity` knows every chunk's fs-verity digest."""
     numbering = number(root)
-    order = distinct(numbering)
-    content = RootfsContent(
-        layers=(inodes(numbering),),
-        verity=[ChunkVerity(digest, verity[digest]) for digest in sorted(order)],
-    )
-    return BuiltLayer(encode(content, times=times), order)
+    return BuiltLayer(layer_message(numbering, verity, times=times), distinct(numbering))
+
+
+def layer_message(numbering: Numbering, verity: Mapping[Digest, bytes], *, times: bool = True) -> bytes:
+    """The message of a tree in walk order; the rest as `build_layer` has it."""
+    chunks = sorted({chunk.digest for chunk in chunk_order(numbering)})
+    pairs = (ChunkVerity(digest, verity[digest]) for digest in chunks)
+    return build([len(numbering.inodes)], [each_inode(numbering)], len(chunks), pairs, times=times).to_bytes()
 
 
 def distinct(numbering: Numbering) -> list[Digest]:

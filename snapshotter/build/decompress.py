@@ -71,8 +71,14 @@ class LayerStream:
     Used in a with statement, which ends the thread.
     """
 
-    def __init__(self, blob: BinaryIO, what: str, on_bytes: Callable[[int], None] = _nothing) -> None:
-        """`what` names the layer in messages; `on_bytes` is told how many stored bytes were read, from the thread."""
+    def __init__(
+        self, blob: BinaryIO, what: str, on_bytes: Callable[[int], None] = _nothing, verified: Digest | None = None
+    ) -> None:
+        """`what` names the layer in messages; `on_bytes` is told how many stored bytes were read, from the thread.
+
+        `verified`: the digest that `blob` has if it can be read to its end. Then what is not compressed is not hashed again.
+        """
+        self._verified = verified
         self._blob = blob
         self._what = what
         self._on_bytes = on_bytes
@@ -104,7 +110,7 @@ class LayerStream:
         """sha256 of all uncompressed bytes; they must have been read to the end."""
         if not self._ended:
             raise ValueError("the stream has not been read to its end")
-        return Digest(self._hash.digest())
+        return self._verified or Digest(self._hash.digest())
 
     def __enter__(self) -> LayerStream:
         """Start reading."""
@@ -128,7 +134,8 @@ class LayerStream:
             source = self._open()
             while not self._stop.is_set():
                 block = source.read(BLOCK)
-                self._hash.update(block)
+                if self._verified is None:
+                    self._hash.update(block)
                 self._blocks.put(block)
                 if not block:
                     return
@@ -142,6 +149,8 @@ class LayerStream:
         while len(head) < len(_ZSTD) and (more := self._blob.read(len(_ZSTD) - len(head))):
             head += more
         source = _Peeked(head, self._blob, self._on_bytes)
+        if head.startswith(_GZIP) or head == _ZSTD:
+            self._verified = None
         if head.startswith(_GZIP):
             return igzip.IGzipFile(fileobj=source, mode="rb")  # type: ignore[no-untyped-call]
         if head == _ZSTD:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 from snapshotter.build.chunk import CutChunk
-from snapshotter.format.compression import Codec
 
 BATCH = 1 << 20
 """Raw bytes that one task takes: a chunk alone is too little work to pay for waking a thread."""
@@ -22,12 +22,9 @@ BATCH = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What became of a chunk: its name, and, unless it is known already, its fs-verity digest and its stored form."""
+    """What became of a chunk."""
 
     chunk: CutChunk
-    verity: bytes | None = None
-    codec: Codec = Codec.RAW
-    stored: bytes | None = None
 
 
 Encode = Callable[[bytes], Encoded]
@@ -37,6 +34,18 @@ Take = Callable[[Encoded], None]
 """Called on the thread that feeds the encoder, in the order of the chunks."""
 
 _Batch = list[tuple[bytes, list[CutChunk]]]
+
+
+class Encoder(Protocol):
+    """What chunks are given to as they are cut."""
+
+    def put(self, raw: bytes | memoryview, run: list[CutChunk]) -> None:
+        """Encode `raw`, which is only good until this returns; its `CutChunk` is appended to `run` by the next `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until everything put has been dealt with."""
+        ...
 
 
 class ParallelEncoder:
@@ -53,9 +62,9 @@ class ParallelEncoder:
         self._batch: _Batch = []
         self._batch_bytes = 0
 
-    def put(self, raw: bytes, run: list[CutChunk]) -> None:
+    def put(self, raw: bytes | memoryview, run: list[CutChunk]) -> None:
         """Encode `raw`; its `CutChunk` is appended to `run` by the next `flush` at the latest."""
-        self._batch.append((raw, run))
+        self._batch.append((bytes(raw), run))
         self._batch_bytes += len(raw)
         if self._batch_bytes >= BATCH:
             self._submit()

@@ -178,7 +178,13 @@ def number(root: Node) -> Numbering:
 
 def inodes(numbering: Numbering) -> list[Inode]:
     """The inodes of a tree whose files have been cut, ready to be encoded."""
-    return [inode(ino, node, found) for (ino, node), found in zip(numbering.inodes, numbering.entries, strict=True)]
+    return list(each_inode(numbering))
+
+
+def each_inode(numbering: Numbering) -> Iterator[Inode]:
+    """`inodes`, one by one."""
+    for (ino, node), found in zip(numbering.inodes, numbering.entries, strict=True):
+        yield inode(ino, node, found)
 
 
 def inode(ino: int, node: Node, entries: Sequence[DirEntry] = ()) -> Inode:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from snapshotter.build.chunk import ByteReader, CutChunk, Cutter, Cutting, assign
-from snapshotter.build.encoder import ParallelEncoder
+from snapshotter.build.encoder import Encoder
 from snapshotter.build.entries import Content
 
 
 class FileCutter:
     """Cuts files through one encoder."""
 
-    def __init__(self, cutting: Cutting, encoder: ParallelEncoder) -> None:
+    def __init__(self, cutting: Cutting, encoder: Encoder) -> None:
         """`encoder` takes the chunks; the caller ends it."""
         self._align = cutting.align
         self._group = cutting.group

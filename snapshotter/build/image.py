@@ -7,12 +7,14 @@ new packs. Blobs are put as they are made, manifests at the very end, so a conve
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
 from snapshotter.build.chunk import Cutting
-from snapshotter.build.content import build_layer, layer_from_tar
+from snapshotter.build.content import distinct, layer_from_tar, layer_message
 from snapshotter.build.decompress import LayerStream
 from snapshotter.build.documents import (
     ImageManifest,
@@ -24,12 +26,13 @@ from snapshotter.build.documents import (
     parse_index,
     parse_manifest,
 )
-from snapshotter.build.encoder import ParallelEncoder
-from snapshotter.build.entries import Node
+from snapshotter.build.entries import Node, Numbering
+from snapshotter.build.entries import number as walk_order
 from snapshotter.build.progress import Progress, Report, silent
-from snapshotter.build.publish import Publisher, SealedLayer, seal
+from snapshotter.build.publish import PublishedLayer, Publisher, SealedMessage, seal
 from snapshotter.build.reuse import gather, read_json
 from snapshotter.build.spool import ChunkSpool
+from snapshotter.build.spoolencoder import SpoolEncoder
 from snapshotter.errors import CorruptError, InvalidError, UnsupportedError
 from snapshotter.format.compression import DEFAULT_LEVEL
 from snapshotter.format.digest import Digest, to_text
@@ -39,7 +42,7 @@ from snapshotter.registry.documents import OCI_INDEX, OCI_MANIFEST, is_index
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an image is built: `level` is zstd's, `workers` threads (None: one a core), `temporary` where spools are made."""
+    """How an image is built: `level` is zstd's, `workers` encode (None: one a core), `temporary` is where spools are made."""
 
     cutting: Cutting = field(default_factory=Cutting)
     level: int = DEFAULT_LEVEL
@@ -100,11 +103,13 @@ def convert(
         check_convertible(image.manifest, image.name)
     known = gather(destination, tag, reuse, lambda text: report(Progress("note", text)))
     with ExitStack() as stack:
-        spool = ChunkSpool(known.has, chosen.level, chosen.temporary)
+        spool = ChunkSpool(chosen.temporary)
         stack.callback(spool.close)
-        encoder = stack.enter_context(ParallelEncoder(spool.encode, spool.take, chosen.workers))
-        publisher = Publisher(destination, known, spool, report, source=destination_name, temporary=chosen.temporary)
-        reader = _ImageReader(source, spool, encoder, chosen, report)
+        encoder = stack.enter_context(
+            SpoolEncoder(spool, chosen.level, known.digests(), workers=chosen.workers, chunk_max=chosen.cutting.maximum)
+        )
+        publisher = Publisher(destination, known, spool, report, source=destination_name)
+        reader = stack.enter_context(_ImageReader(source, spool, encoder, chosen, report))
         manifests = []
         for image in images:
             layers, config = reader.read(image)
@@ -159,29 +164,40 @@ def _platform(entry: Descriptor) -> str:
 
 
 class _ImageReader:
-    """Reads the layers of one image after another, their chunks into one spool."""
+    """Reads the layers of one image after another, their chunks into one spool. Used in a with statement."""
 
-    def __init__(
-        self, source: ImageStore, spool: ChunkSpool, encoder: ParallelEncoder, options: Options, report: Report
-    ) -> None:
+    def __init__(self, source: ImageStore, spool: ChunkSpool, encoder: SpoolEncoder, options: Options, report: Report) -> None:
         self._source = source
         self._spool = spool
         self._encoder = encoder
         self._options = options
         self._report = report
+        # A layer's metadata is made while the next layer is read, or the packs are.
+        self._sealer = ThreadPoolExecutor(1, "seal")
         self.tar_bytes = 0
 
-    def read(self, image: _Image) -> tuple[list[SealedLayer], Mapping[str, object]]:
+    def __enter__(self) -> _ImageReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._sealer.shutdown(cancel_futures=True)
+
+    def read(self, image: _Image) -> tuple[list[PublishedLayer], Mapping[str, object]]:
         """The image's layers, and its configuration."""
         config = read_json(self._source, image.manifest.config, f"the configuration of {image.name}")
         expected = diff_ids(config, len(image.manifest.layers), image.name)
         trees: list[Node] = []
-        sealed = []
+        layers = []
         for number, (layer, diff_id) in enumerate(zip(image.manifest.layers, expected, strict=True), 1):
             with _naming(f"layer {number} of {image.name}"):
                 trees.insert(0, self._layer(layer, diff_id, trees))
-                sealed.append(seal(build_layer(trees[0], self._spool.verity)))
-        return sealed, config
+            numbering = walk_order(trees[0])
+            sealed = self._sealer.submit(self._seal, numbering)
+            layers.append(PublishedLayer(distinct(numbering), sealed.result))
+        return layers, config
+
+    def _seal(self, numbering: Numbering) -> SealedMessage:
+        return seal(layer_message(numbering, self._spool.verity))
 
     def _layer(self, layer: Descriptor, diff_id: Digest, below: Sequence[Node]) -> Node:
         name = to_text(layer.digest)
@@ -192,7 +208,7 @@ class _ImageReader:
             done += stored
             self._report(Progress("read", name, done, layer.size))
 
-        with LayerStream(self._source.open_blob(layer), name, count) as stream:
+        with LayerStream(self._source.open_blob(layer), name, count, layer.digest) as stream:
             tree = layer_from_tar(stream, below, self._encoder, self._options.cutting, self._options.temporary)
             found = stream.digest()
         self.tar_bytes += stream.length

@@ -1,14 +1,16 @@
 """Which chunks go into which pack, and the writing of one.
 
-`plan_packs` is a pure function; `write_pack` puts encoded chunks one after another, then the index.
+`plan_packs` is a pure function; `plan_pack` and `PackStream` put encoded chunks one after another, then the index.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from snapshotter.format.annotations import PACKS_MAX, PackPlace
 from snapshotter.format.compression import Codec
@@ -113,20 +115,81 @@ class WrittenPack:
     index: PackIndex
 
 
-def write_pack(file: BinaryIO, chunks: Iterable[Digest], read: Callable[[Digest], StoredChunk]) -> WrittenPack:
-    """Write a pack of `chunks`, in that order, to `file`; `read` gives each one's stored form."""
-    file.write(HEADER)
+def plan_pack(chunks: Iterable[Digest], read: Callable[[Digest], StoredChunk]) -> tuple[WrittenPack, bytes]:
+    """What a pack of `chunks`, in that order, will be, and what follows its chunks; `read` gives each one's stored form.
+
+    Nothing is written: `PackStream` gives the pack's bytes.
+    """
     whole = hashlib.sha256(HEADER)
     entries: list[PackEntry] = []
     offset = len(HEADER)
     for digest in chunks:
         chunk = read(digest)
-        file.write(chunk.data)
         whole.update(chunk.data)
         entries.append(PackEntry(digest, chunk.raw_length, offset, len(chunk.data), chunk.codec))
         offset += len(chunk.data)
     end, index_length = trailer(entries, offset)
-    file.write(end)
     whole.update(end)
     place = PackPlace(Digest(whole.digest()), offset, index_length)
-    return WrittenPack(place, offset + len(end), PackIndex.parse(end[:index_length], offset))
+    return WrittenPack(place, offset + len(end), PackIndex.parse(end[:index_length], offset)), end
+
+
+class PackStream(io.RawIOBase):
+    """The bytes of a pack, read chunk by chunk as they are asked for, from any place on: an upload may begin again."""
+
+    def __init__(self, chunks: Sequence[Digest], pack: WrittenPack, end: bytes, read: Callable[[Digest], StoredChunk]) -> None:
+        """`pack` and `end` as `plan_pack` gave them for the same `chunks` and `read`."""
+        super().__init__()
+        self._chunks = chunks
+        self._size = pack.size
+        self._end = end
+        self._read = read
+        self._starts = array("Q")
+        at = len(HEADER)
+        for digest in chunks:
+            self._starts.append(at)
+            entry = pack.index.find(digest)
+            at += entry.stored_length if entry is not None else 0
+        self._chunks_end = at
+        self._at = 0
+        self._held = (0, HEADER)
+
+    def readable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def seekable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def tell(self) -> int:
+        """See `io.RawIOBase`."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See `io.RawIOBase`."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # any buffer; io gives memoryviews
+        """See `io.RawIOBase`."""
+        if self._at >= self._size:
+            return 0
+        start, held = self._held
+        if not start <= self._at < start + len(held):
+            start, held = self._held = self._part()
+        within = self._at - start
+        count = min(len(buffer), len(held) - within)
+        buffer[:count] = held[within : within + count]
+        self._at += count
+        return count
+
+    def _part(self) -> tuple[int, bytes]:
+        """The part of the pack that the next byte is in, and where it begins."""
+        if self._at < len(HEADER):
+            return 0, HEADER
+        if self._at >= self._chunks_end:
+            return self._chunks_end, self._end
+        row = bisect_right(self._starts, self._at) - 1
+        return self._starts[row], self._read(self._chunks[row]).data

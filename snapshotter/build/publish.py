@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import io
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from snapshotter.build.content import BuiltLayer
 from snapshotter.build.documents import OCI_CONFIG, describe, new_config, new_manifest
-from snapshotter.build.pack import StoredChunk, plan_packs, write_pack
+from snapshotter.build.pack import PackStream, StoredChunk, plan_pack, plan_packs
 from snapshotter.build.progress import Progress, Report
 from snapshotter.build.reuse import KnownPacks, StoredPack
 from snapshotter.build.rewrite import PackCopier
 from snapshotter.build.spool import ChunkSpool
-from snapshotter.errors import FailedPreconditionError
 from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK, MetadataLayer, PackLayer
 from snapshotter.format.compression import METADATA_LEVEL, compress
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore
 
+_BUFFER = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
-class SealedLayer:
-    """A layer ready to be stored: the zstd-compressed message, the digest and fs-verity digest of the message itself."""
+class SealedMessage:
+    """A layer's metadata ready to be stored: the zstd-compressed message, and digest and fs-verity digest of the message."""
 
     stored: bytes
     diff_id: Digest
     verity: bytes
-    chunks: Sequence[Digest]
 
 
-def seal(layer: BuiltLayer) -> SealedLayer:
+def seal(message: bytes) -> SealedMessage:
     """Compress and name a layer's message. The same message gives the same bytes whatever the options of a build are."""
-    stored = compress(layer.message, METADATA_LEVEL)
-    return SealedLayer(stored, sha256(layer.message), verity_digest(layer.message), layer.chunks)
+    return SealedMessage(compress(message, METADATA_LEVEL), sha256(message), verity_digest(message))
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedLayer:
+    """A layer to be stored: its chunks in walk order, each once, and its metadata, which may take its time to be ready."""
+
+    chunks: Sequence[Digest]
+    metadata: Callable[[], SealedMessage]
 
 
 @dataclass(slots=True)
@@ -64,7 +68,6 @@ class Publisher:
         report: Report,
         *,
         source: str | None = None,
-        temporary: Path | None = None,
     ) -> None:
         """`source` is the reference that goes into the annotations."""
         self._store = store
@@ -72,33 +75,32 @@ class Publisher:
         self._spool = spool
         self._report = report
         self._source = source
-        self._temporary = temporary
         self.figures = Figures()
 
-    def publish(self, layers: Sequence[SealedLayer], config: Mapping[str, Any], annotations: Mapping[str, str]) -> bytes:
+    def publish(self, layers: Sequence[PublishedLayer], config: Mapping[str, Any], annotations: Mapping[str, str]) -> bytes:
         """Put the blobs of an image with these layers and this (source) configuration; its manifest, which is not put.
 
-        Raises what `ImageStore` and `rewrite.PackCopier` raise, and FailedPreconditionError if a pack cannot be kept for a
-        while in the temporary directory.
+        Raises what `ImageStore`, `rewrite.PackCopier` and `ChunkSpool.keep` raise, and what making a layer's metadata does.
         """
         packs, holder = self._put_packs(layers)
         described = []
-        for layer in layers:
+        messages = [layer.metadata() for layer in layers]
+        for layer, message in zip(layers, messages, strict=True):
             numbers = sorted({holder[digest] for digest in layer.chunks})
             places = tuple(packs[number].place for number in numbers)
-            said = MetadataLayer(sha256(layer.stored), layer.diff_id, layer.verity, places, self._source)
-            blob = Descriptor(MEDIA_TYPE_METADATA, said.metadata, len(layer.stored), said.annotations())
-            self._put(blob, io.BytesIO(layer.stored))
+            said = MetadataLayer(sha256(message.stored), message.diff_id, message.verity, places, self._source)
+            blob = Descriptor(MEDIA_TYPE_METADATA, said.metadata, len(message.stored), said.annotations())
+            self._put(blob, io.BytesIO(message.stored))
             described.append(blob)
         for pack in packs:
             digest = pack.place.pack
             described.append(Descriptor(MEDIA_TYPE_PACK, digest, pack.size, PackLayer(digest).annotations()))
-        content = new_config(config, [layer.diff_id for layer in layers], [pack.place.pack for pack in packs])
+        content = new_config(config, [message.diff_id for message in messages], [pack.place.pack for pack in packs])
         blob = describe(OCI_CONFIG, content)
         self._put(blob, io.BytesIO(content))
         return new_manifest(blob, described, annotations)
 
-    def _put_packs(self, layers: Sequence[SealedLayer]) -> tuple[list[StoredPack], dict[Digest, int]]:
+    def _put_packs(self, layers: Sequence[PublishedLayer]) -> tuple[list[StoredPack], dict[Digest, int]]:
         """The image's packs, in order, all of them in the destination; and for each chunk, which of them has it."""
         new: dict[Digest, int] = {}
         reused: dict[Digest, tuple[int, int]] = {}
@@ -115,9 +117,19 @@ class Publisher:
         holder = {digest: order[number] for digest, (number, _) in reused.items() if number in order}
         for pack in packs:
             self._keep(pack)
-        for chunks in plan.new:
-            holder.update(dict.fromkeys(chunks, len(packs)))
-            packs.append(self._write(chunks, self._reader(chunks, new)))
+        # One pack is stored while the next one is hashed.
+        with ThreadPoolExecutor(1, "put-pack") as putter:
+            storing: Future[None] | None = None
+            for chunks in plan.new:
+                holder.update(dict.fromkeys(chunks, len(packs)))
+                self._fetch(chunks, new)
+                pack, put = self._write(chunks)
+                if storing is not None:
+                    storing.result()
+                storing = putter.submit(put)
+                packs.append(pack)
+            if storing is not None:
+                storing.result()
         for pack in packs:
             self._known.add(pack)
         return packs, holder
@@ -132,42 +144,33 @@ class Publisher:
         with pack.store.open_blob(blob) as data:
             self._put(blob, data)
 
-    def _reader(self, chunks: Sequence[Digest], new: Mapping[Digest, int]) -> Callable[[Digest], StoredChunk]:
-        """What reads the chunks of a new pack: out of the spool, or out of packs that are given up."""
+    def _fetch(self, chunks: Sequence[Digest], new: Mapping[Digest, int]) -> None:
+        """Get the chunks of a new pack that are in packs which are given up into the spool: they are read more than once."""
         wanted: dict[int, list[Digest]] = {}
-        home: dict[Digest, int] = {}
         for digest in chunks:
             found = None if digest in new else self._known.find(digest)
             if found is not None:
-                home[digest] = found[0]
                 wanted.setdefault(found[0], []).append(digest)
-        copiers = {number: PackCopier(self._known.packs[number], digests) for number, digests in wanted.items()}
+        for number, digests in wanted.items():
+            copier = PackCopier(self._known.packs[number], digests)
+            for digest in digests:
+                chunk = copier.read(digest)
+                self._spool.keep(digest, chunk.codec, chunk.raw_length, chunk.data)
 
-        def read(digest: Digest) -> StoredChunk:
-            number = home.get(digest)
-            if number is not None:
-                return copiers[number].read(digest)
-            place = self._spool.chunks[digest]
-            return StoredChunk(place.codec, place.raw_length, self._spool.read(digest))
+    def _read(self, digest: Digest) -> StoredChunk:
+        place = self._spool.chunks[digest]
+        return StoredChunk(place.codec, place.raw_length, self._spool.read(digest))
 
-        return read
-
-    def _write(self, chunks: Sequence[Digest], read: Callable[[Digest], StoredChunk]) -> StoredPack:
-        with self._temporary_file() as file:
-            pack = write_pack(file, chunks, read)
-            file.seek(0)
-            self._put(Descriptor(MEDIA_TYPE_PACK, pack.place.pack, pack.size), file)
+    def _write(self, chunks: Sequence[Digest]) -> tuple[StoredPack, Callable[[], None]]:
+        """A new pack, and what puts it. It is read twice, to learn its digest and to store it, and never written elsewhere."""
+        pack, end = plan_pack(chunks, self._read)
         self.figures.packs_new.add(pack.place.pack)
-        return StoredPack(pack.place, pack.size, pack.index, self._store)
 
-    @contextmanager
-    def _temporary_file(self) -> Iterator[BinaryIO]:
-        try:
-            with tempfile.TemporaryFile(dir=self._temporary, prefix="puzzlefs-") as file:
-                yield cast(BinaryIO, file)
-        except OSError as error:
-            place = self._temporary or tempfile.gettempdir()
-            raise FailedPreconditionError(f"cannot write a pack in {place}: {error.strerror or error}; set TMPDIR") from None
+        def put() -> None:
+            with io.BufferedReader(PackStream(chunks, pack, end, self._read), _BUFFER) as data:
+                self._put(Descriptor(MEDIA_TYPE_PACK, pack.place.pack, pack.size), data)
+
+        return StoredPack(pack.place, pack.size, pack.index, self._store), put
 
     def _put(self, blob: Descriptor, data: BinaryIO) -> None:
         name = to_text(blob.digest)

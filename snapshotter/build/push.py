@@ -9,15 +9,15 @@ from dataclasses import replace
 from snapshotter.build.chunk import CutChunk
 from snapshotter.build.content import BuiltLayer, build_layer
 from snapshotter.build.documents import describe
-from snapshotter.build.encoder import ParallelEncoder
 from snapshotter.build.entries import from_rootfs, number
 from snapshotter.build.flatten import settle
 from snapshotter.build.image import Converted, Options
 from snapshotter.build.layout import Layout, read_message
 from snapshotter.build.progress import Progress, Report, silent
-from snapshotter.build.publish import Publisher, seal
+from snapshotter.build.publish import PublishedLayer, Publisher, seal
 from snapshotter.build.reuse import gather
 from snapshotter.build.spool import ChunkSpool
+from snapshotter.build.spoolencoder import SpoolEncoder
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format.compression import decode_seekable
 from snapshotter.format.digest import Digest, to_text
@@ -62,13 +62,13 @@ def push(
     with ExitStack() as stack:
         rootfs = Rootfs.open(message)
         stack.callback(rootfs.close)
-        spool = ChunkSpool(known.has, chosen.level, chosen.temporary)
+        spool = ChunkSpool(chosen.temporary)
         stack.callback(spool.close)
-        encoder = stack.enter_context(ParallelEncoder(spool.encode, spool.take, chosen.workers))
+        encoder = stack.enter_context(SpoolEncoder(spool, chosen.level, known.digests(), workers=chosen.workers))
         renamed = _read_chunks(layout, _wanted(layout, rootfs), encoder, what, report)
         built = _layer(message, rootfs, renamed, spool.verity)
-        publisher = Publisher(destination, known, spool, report, source=destination_name, temporary=chosen.temporary)
-        manifest = publisher.publish([seal(built)], _config(descriptor), {})
+        publisher = Publisher(destination, known, spool, report, source=destination_name)
+        manifest = publisher.publish([PublishedLayer(built.chunks, lambda: seal(built.message))], _config(descriptor), {})
     final = describe(OCI_MANIFEST, manifest)
     destination.put_manifest(final, manifest, tag)
     figures = publisher.figures
@@ -92,7 +92,7 @@ def _wanted(layout: Layout, rootfs: Rootfs) -> Sequence[tuple[Digest, bool]]:
 
 
 def _read_chunks(
-    layout: Layout, wanted: Sequence[tuple[Digest, bool]], encoder: ParallelEncoder, what: str, report: Report
+    layout: Layout, wanted: Sequence[tuple[Digest, bool]], encoder: SpoolEncoder, what: str, report: Report
 ) -> _Renamed:
     """Encode the chunks `wanted`; what each one is now."""
     runs: list[tuple[tuple[Digest, bool], list[CutChunk]]] = []

@@ -42,7 +42,7 @@ class StoredPack:
 
 
 class KnownPacks:
-    """Packs by number, and which of them has a chunk. Chunks may be looked up from several threads."""
+    """Packs by number, and which of them has a chunk."""
 
     def __init__(self) -> None:
         """None at first."""
@@ -61,9 +61,9 @@ class KnownPacks:
             self._numbers.setdefault(entry.digest, number)
         return number
 
-    def has(self, digest: Digest) -> bool:
-        """Whether some pack has the chunk."""
-        return digest in self._numbers
+    def digests(self) -> Sequence[Digest]:
+        """The chunks of all packs, each once."""
+        return list(self._numbers)
 
     def knows(self, pack: Digest) -> bool:
         """Whether this pack has been added."""

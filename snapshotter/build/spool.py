@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapshotter.build.chunk import ByteReader, CutChunk
-from snapshotter.build.encoder import Encoded
+from snapshotter.build.chunk import ByteReader
+from snapshotter.build.slots import EncodedChunk
 from snapshotter.errors import FailedPreconditionError
-from snapshotter.format.compression import ChunkEncoder, Codec
-from snapshotter.format.digest import Digest, sha256
-from snapshotter.format.verity import verity_digest
+from snapshotter.format.compression import Codec
+from snapshotter.format.digest import Digest
 
 _BUFFER = 1 << 20
 
@@ -131,47 +128,35 @@ class SpooledChunk:
 
 
 class ChunkSpool:
-    """The new chunks of an image in their stored form, each once, and the fs-verity digest of every chunk that came by.
+    """The new chunks of an image in their stored form, each once, and the fs-verity digest of every chunk that came by."""
 
-    `is_stored` says which chunks the destination has already: these are neither compressed nor kept.
-    """
-
-    def __init__(self, is_stored: Callable[[Digest], bool], level: int, directory: Path | None = None) -> None:
-        """`level` is zstd's."""
-        self._is_stored = is_stored
-        self._level = level
-        self._thread = threading.local()
+    def __init__(self, directory: Path | None = None) -> None:
+        """`directory`: where the file is made; by default, where the system keeps temporary files."""
         self._file = _AppendFile(directory)
         self.verity: dict[Digest, bytes] = {}
         self.chunks: dict[Digest, SpooledChunk] = {}
 
-    def encode(self, raw: bytes) -> Encoded:
-        """Name a chunk and, if it is new, compress it. Called from several threads."""
-        digest = sha256(raw)
-        chunk = CutChunk(digest, len(raw))
+    def take(self, encoded: EncodedChunk) -> None:
+        """Keep a chunk, unless it is here already.
+
+        Raises:
+            FailedPreconditionError: there is no room for it.
+        """
+        digest = encoded.digest
         if digest in self.verity:
-            return Encoded(chunk)
-        verity = verity_digest(raw)
-        if self._is_stored(digest):
-            return Encoded(chunk, verity)
-        codec, stored = self._encoder().encode(raw)
-        return Encoded(chunk, verity, codec, stored)
-
-    def _encoder(self) -> ChunkEncoder:
-        encoder: ChunkEncoder | None = getattr(self._thread, "encoder", None)
-        if encoder is None:
-            encoder = self._thread.encoder = ChunkEncoder(self._level)
-        return encoder
-
-    def take(self, encoded: Encoded) -> None:
-        """Keep what `encode` made. Called from one thread."""
-        digest = encoded.chunk.digest
-        if encoded.verity is None or digest in self.verity:
             return
         self.verity[digest] = encoded.verity
         if encoded.stored is not None:
             offset = self._file.append(encoded.stored)
-            self.chunks[digest] = SpooledChunk(offset, len(encoded.stored), encoded.chunk.length, encoded.codec)
+            self.chunks[digest] = SpooledChunk(offset, len(encoded.stored), encoded.raw_length, encoded.codec)
+
+    def keep(self, digest: Digest, codec: Codec, raw_length: int, stored: bytes) -> None:
+        """Keep the stored form of a chunk that came by without it.
+
+        Raises:
+            FailedPreconditionError: there is no room for it.
+        """
+        self.chunks[digest] = SpooledChunk(self._file.append(stored), len(stored), raw_length, codec)
 
     def read(self, digest: Digest) -> bytes:
         """The stored form of a chunk in `chunks`."""

@@ -16,6 +16,7 @@ from snapshotter.build.image import Converted, Options
 from snapshotter.build.image import convert as convert_image
 from snapshotter.build.progress import Progress
 from snapshotter.build.push import push as push_image
+from snapshotter.cli.collector import collector_paused
 from snapshotter.cli.output import Reporter, reporter, size
 from snapshotter.cli.registries import config_option, registries
 from snapshotter.cli.signals import ended_by_signals
@@ -93,6 +94,7 @@ def push(**told: Any) -> None:
 def _make(make: Callable[..., Converted], told: _Request) -> None:
     """Run `make` (``convert`` or ``push``) between the places that were named, and print what it made."""
     with (
+        collector_paused(),
         _places(told.source, told.destination, told.reuse, told.config_path) as (source, destination, target, named),
         reporter() as report,
     ):

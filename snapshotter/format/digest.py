@@ -7,6 +7,7 @@ rootfs metadata holds, what containerd writes, and a second algorithm would give
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 from collections.abc import Sequence
 from typing import NewType
@@ -22,7 +23,7 @@ class Digests(Sequence[bytes]):
 
     __slots__ = ("_data",)
 
-    def __init__(self, data: bytes | bytearray) -> None:
+    def __init__(self, data: bytes | bytearray | mmap.mmap) -> None:
         """`data` may grow."""
         self._data = data
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from snapshotter.build.chunk import Cutting
 from snapshotter.build.content import BuiltLayer, build_layer, layer_from_directory, layer_from_tar
 from snapshotter.build.decompress import LayerStream
-from snapshotter.build.encoder import ParallelEncoder
 from snapshotter.build.entries import Node
 from snapshotter.build.spool import ChunkSpool
+from snapshotter.build.spoolencoder import SpoolEncoder
 from snapshotter.chunkstore.base import ChunkMissingError, ChunkRef
 from snapshotter.format.compression import decode_chunk
 from snapshotter.format.digest import Digest
@@ -29,7 +29,7 @@ class Builder:
     name = "builder"
 
     def __init__(self, cutting: Cutting = SMALL, temporary: Path | None = None) -> None:
-        self.spool = ChunkSpool(lambda digest: False, 3, temporary)
+        self.spool = ChunkSpool(temporary)
         self._cutting = cutting
         self._temporary = temporary
 
@@ -86,8 +86,8 @@ class Builder:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _encoder(self) -> ParallelEncoder:
-        return ParallelEncoder(self.spool.encode, self.spool.take, 2)
+    def _encoder(self) -> SpoolEncoder:
+        return SpoolEncoder(self.spool, 3, workers=2)
 
 
 def at(root: Node, path: bytes) -> Node:

@@ -31,7 +31,7 @@ class Dripping:
 
 
 def lengths(data: bytes, cutting: Cutting) -> list[int]:
-    chunks = list(Cutter(cutting).cut(io.BytesIO(data)))
+    chunks = list(map(bytes, Cutter(cutting).cut(io.BytesIO(data))))
     assert b"".join(chunks) == data
     return [len(chunk) for chunk in chunks]
 

@@ -107,3 +107,14 @@ def test_it_does_not_read_ahead_without_end() -> None:
         for _ in range(5):
             stream.read(1)
     assert taken < 40 << 20
+
+
+def test_what_is_read_verified_is_not_hashed_again() -> None:
+    """The digest that the store has checked is taken for that of the tar where the blob is the tar, and only there."""
+    tar = bytes(10_000)
+    told = sha256(b"what the store says")
+    for blob, expected in ((tar, told), (gzip.compress(tar), sha256(tar)), (zstandard.compress(tar), sha256(tar))):
+        with LayerStream(io.BytesIO(blob), "x", verified=told) as stream:
+            while stream.read(1 << 20):
+                pass
+            assert stream.digest() == expected

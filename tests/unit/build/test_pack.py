@@ -7,7 +7,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.build.pack import StoredChunk, plan_packs, write_pack
+from snapshotter.build.pack import PackStream, StoredChunk, plan_pack, plan_packs
 from snapshotter.format.compression import Codec, decode_chunk, encode_chunk
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackIndex, parse_footer
@@ -99,9 +99,15 @@ def test_what_is_written_can_be_read_by_ranges() -> None:
         codec, data = encode_chunk(chunks[digest], 3)
         return StoredChunk(codec, len(chunks[digest]), data)
 
-    file = io.BytesIO()
-    pack = write_pack(file, list(chunks), stored)
-    blob = file.getvalue()
+    pack, end = plan_pack(list(chunks), stored)
+    stream = PackStream(list(chunks), pack, end, stored)
+    blob = stream.read()
+    for start in (0, 5, len(HEADER), 10_000, pack.place.index_offset, pack.size - 1, pack.size, pack.size + 9):
+        assert stream.seek(start) == stream.tell() == start
+        assert stream.read() == blob[start:]
+    assert stream.seek(-3, io.SEEK_END) == pack.size - 3
+    assert stream.read(2) == blob[-3:-1]
+    assert stream.seek(-1, io.SEEK_CUR) == pack.size - 2
     assert (sha256(blob), len(blob)) == (pack.place.pack, pack.size)
     assert parse_footer(blob[-FOOTER_SIZE:], len(blob)) == (pack.place.index_offset, pack.place.index_length)
     index_bytes = blob[pack.place.index_offset :][: pack.place.index_length]
@@ -118,10 +124,10 @@ def test_what_is_written_can_be_read_by_ranges() -> None:
 
 def test_a_pack_does_not_look_like_a_compressed_layer() -> None:
     """Its diff ID is its digest; containerd's DetectCompression would decompress what begins like gzip or zstd."""
-    packed = io.BytesIO()
     raw = b"compressible " * 1000
-    write_pack(packed, [sha256(raw)], lambda digest: StoredChunk(*_stored(raw)))
-    assert not packed.getvalue().startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"))
+    pack, end = plan_pack([sha256(raw)], lambda digest: StoredChunk(*_stored(raw)))
+    packed = PackStream([sha256(raw)], pack, end, lambda digest: StoredChunk(*_stored(raw)))
+    assert not packed.read().startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"))
 
 
 def _stored(raw: bytes) -> tuple[Codec, int, bytes]:
