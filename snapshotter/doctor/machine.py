@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from snapshotter import userns
 from snapshotter.daemon import statusclient
 from snapshotter.daemon.config import Config
 from snapshotter.doctor import kernel, service
@@ -161,8 +162,8 @@ def peer(address: Path) -> tuple[int, str]:
 
 
 def _unit() -> dict[str, str] | None:
-    """The properties of the daemon's unit; None where systemd is not what runs this machine (sd_booted(3))."""
-    if not Path("/run/systemd/system").is_dir():
+    """The properties of root's daemon's unit; None for a user, and where systemd does not run this machine (sd_booted(3))."""
+    if not userns.is_root() or not Path("/run/systemd/system").is_dir():
         return None
     properties = "LoadState,ActiveState,UnitFileState,KillMode,FileDescriptorStoreMax"
     words = ["systemctl", "show", "puzzlefs-snapshotter.service", f"--property={properties}"]

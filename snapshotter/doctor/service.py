@@ -113,7 +113,7 @@ def _socket(facts: ServiceFacts) -> Finding:
 def _unit(facts: ServiceFacts) -> list[Finding]:
     check, unit = "daemon.unit", facts.unit
     if unit is None:
-        return [ok(check, "systemd does not run here: whoever starts the daemon must leave its workers alone when it ends")]
+        return [ok(check, "not the system's systemd runs the daemon: whoever does must leave its workers alone when it ends")]
     if unit.get("LoadState") != "loaded":
         text = f"systemd has no unit {_UNIT}"
         return [warn(check, text, f"install systemd/{_UNIT}, and systemctl enable --now puzzlefs-snapshotter")]
