@@ -23,6 +23,15 @@ FORGETS_FROM = (5, 5)
 """podman from here on has containers/storage 1.58 or later, which does not write down what layers it took from a store."""
 
 
+@dataclass(frozen=True, slots=True)
+class StorageConf:
+    """What a storage.conf says: its additional layer stores, as they stand there, and the storage driver, empty for the
+    default, which is overlay wherever that works."""
+
+    stores: Sequence[str] = ()
+    driver: str = ""
+
+
 class Whose(Enum):
     """For whom the doctor looks: root, a user, or a user in the namespaces of that user's podman."""
 
@@ -35,7 +44,7 @@ class Whose(Enum):
 class PodmanFacts:
     """`mountpoint`: of the layer store in our configuration. `mounted`: whether it is there; `present`: or at least the
     directory. `version`: what podman says of itself, empty where it is not installed. `storage_conf`: the file that counts,
-    None for none; `stores`: its additional layer stores, as they stand there; `error`: why it cannot be read."""
+    None for none; `storage`: what it says; `error`: why it cannot be read."""
 
     mountpoint: Path
     mounted: bool = False
@@ -43,7 +52,7 @@ class PodmanFacts:
     whose: Whose = Whose.ROOT
     version: str = ""
     storage_conf: Path | None = None
-    stores: Sequence[str] = ()
+    storage: StorageConf = StorageConf()
     error: str = ""
 
 
@@ -69,31 +78,35 @@ def podman_facts(mountpoint: Path) -> PodmanFacts:
     if path is None:
         return facts
     try:
-        stores = layer_stores(path.read_text(encoding="utf-8"))
+        storage = parse_storage_conf(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return replace(facts, storage_conf=path, error=str(error))
-    return replace(facts, storage_conf=path, stores=stores)
+    return replace(facts, storage_conf=path, storage=storage)
 
 
 def storage_confs(environment: Mapping[str, str], *, root: bool) -> Sequence[Path]:
-    """Where the containers/storage of `root`, or of a user with this environment, looks for its configuration."""
+    """Where the containers/storage of `root`, or of a user, looks for its configuration in this environment."""
+    named = environment.get("CONTAINERS_STORAGE_CONF")
+    if named:
+        return (Path(named),)
     if root:
         return STORAGE_CONF
     directory = environment.get("XDG_CONFIG_HOME") or f"{environment.get('HOME', '/root')}/.config"
     return (Path(directory) / "containers" / "storage.conf", *STORAGE_CONF)
 
 
-def layer_stores(text: str) -> tuple[str, ...]:
-    """The additional layer stores that a storage.conf names.
+def parse_storage_conf(text: str) -> StorageConf:
+    """What a storage.conf says.
 
     Raises:
-        ValueError: it is no TOML, or names them in another form.
+        ValueError: it is no TOML, or of another form.
     """
-    options = tomllib.loads(text).get("storage", {}).get("options", {})
+    storage = tomllib.loads(text).get("storage", {})
+    options = storage.get("options", {}) if isinstance(storage, dict) else None
     stores = options.get("additionallayerstores", []) if isinstance(options, dict) else None
     if not isinstance(stores, list) or not all(isinstance(store, str) for store in stores):
         raise ValueError("additionallayerstores is not a list of strings")
-    return tuple(stores)
+    return StorageConf(tuple(stores), str(storage.get("driver", "")))
 
 
 def _mounted(facts: PodmanFacts) -> Finding:
@@ -131,9 +144,12 @@ def _storage(facts: PodmanFacts) -> Finding:
         return fail(
             check, f"{facts.storage_conf} cannot be read: {facts.error}", "mend it: podman does not start with it either"
         )
-    if wanted in facts.stores:
+    if facts.storage.driver not in ("", "overlay"):
+        text = f"{facts.storage_conf} has the storage driver {facts.storage.driver}, which knows no layer stores"
+        return fail(check, text, 'write driver = "overlay" below [storage]; podman system reset, which removes all its images')
+    if wanted in facts.storage.stores:
         return ok(check, f"{facts.storage_conf} names the layer store")
-    if str(facts.mountpoint) in facts.stores:
+    if str(facts.mountpoint) in facts.storage.stores:
         text = f"{facts.storage_conf} names the layer store without :ref, so it is not told which image a layer is of"
         return fail(check, text, f"write {line}")
     return fail(check, f"{facts.storage_conf} does not name the layer store", f"write {line}")

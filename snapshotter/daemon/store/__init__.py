@@ -14,5 +14,6 @@ and removes the directory of the key for every user that is gone (ENOENT too). T
 * `info`: the documents and digests that containers/storage is told. Pure.
 * `images`: which layers a reference stands for.
 * `state`: what is remembered of them, over restarts and without the registry.
+* `turns`: what threads are shown of a layer that an image has several times.
 * `tree`: the directory tree itself, free of FUSE (`mount.virtual` serves it).
 """

@@ -26,6 +26,7 @@ from typing import NamedTuple, Protocol
 
 from snapshotter.daemon.store.info import info, keys
 from snapshotter.daemon.store.state import References, Remembered, StoredLayer
+from snapshotter.daemon.store.turns import Turns
 from snapshotter.errors import InvalidError, NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer, PackLayer
 from snapshotter.format.digest import Digest, from_text, to_text
@@ -41,9 +42,6 @@ RECHECK_AFTER = 1.0
 _LOCKS = 64
 UNKNOWN_MAX = 1024
 """References that are known to be no PuzzleFS image at one time."""
-
-TURNS_MAX = 1024
-"""Threads of which it is known what they were shown last of a layer that occurs several times."""
 
 _SLOT_BITS = 32
 _KIND_BITS = 4
@@ -129,7 +127,7 @@ class StoreTree:
         self._guard = threading.Lock()
         self._asking = [threading.Lock() for _ in range(_LOCKS)]
         self._asked: OrderedDict[str, float] = OrderedDict()
-        self._turns: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._turns = Turns()
         self._sizes: dict[Digest, int] = {}
         self._failed: dict[Digest, PuzzlefsError] = {}
         self._counting = threading.Lock()
@@ -198,15 +196,7 @@ class StoreTree:
         if place.kind != _DIFF:
             raise NotFoundError(f"inode {ino} is no symlink")
         times = self._reference(place).times.get(place.slot, 1)
-        return self._target(self._layer(place), self._turn(ino, caller) % times if times > 1 else 0)
-
-    def _turn(self, ino: int, caller: int) -> int:
-        with self._guard:
-            turn = self._turns.pop((ino, caller), 0)
-            self._turns[ino, caller] = turn + 1
-            while len(self._turns) > TURNS_MAX:
-                self._turns.popitem(last=False)
-            return turn
+        return self._target(self._layer(place), self._turns.take(ino, caller) % times if times > 1 else 0)
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         """See `VirtualTree`."""

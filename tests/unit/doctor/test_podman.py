@@ -9,7 +9,15 @@ import pytest
 
 from snapshotter.daemon.config import load
 from snapshotter.doctor.finding import Level
-from snapshotter.doctor.podman import STORAGE_CONF, PodmanFacts, Whose, check_podman, layer_stores, storage_confs
+from snapshotter.doctor.podman import (
+    STORAGE_CONF,
+    PodmanFacts,
+    StorageConf,
+    Whose,
+    check_podman,
+    parse_storage_conf,
+    storage_confs,
+)
 from tests.support import tools
 
 STORE = Path("/var/lib/puzzlefs-store")
@@ -22,12 +30,12 @@ def levels(facts: PodmanFacts) -> dict[str, Level]:
 
 
 def test_all_is_well() -> None:
-    facts = PodmanFacts(STORE, mounted=True, version="4.3.1", storage_conf=CONF, stores=[f"{STORE}:ref"])
+    facts = PodmanFacts(STORE, mounted=True, version="4.3.1", storage_conf=CONF, storage=StorageConf([f"{STORE}:ref"]))
     assert set(levels(facts).values()) == {Level.OK}
 
 
 def test_a_store_that_is_not_mounted() -> None:
-    assert levels(PodmanFacts(STORE, storage_conf=CONF, stores=[f"{STORE}:ref"]))["podman.mounted"] is Level.FAIL
+    assert levels(PodmanFacts(STORE, storage_conf=CONF, storage=StorageConf([f"{STORE}:ref"])))["podman.mounted"] is Level.FAIL
 
 
 @pytest.mark.parametrize(
@@ -67,7 +75,11 @@ def test_versions_that_forget(version: str, level: Level) -> None:
 )
 def test_a_configuration_that_does_not_lead_there(stores: list[str], says: str) -> None:
     """And what to write is said."""
-    [finding] = [f for f in check_podman(PodmanFacts(STORE, storage_conf=CONF, stores=stores)) if f.check == "podman.storage"]
+    [finding] = [
+        f
+        for f in check_podman(PodmanFacts(STORE, storage_conf=CONF, storage=StorageConf(stores)))
+        if f.check == "podman.storage"
+    ]
     assert finding.level is Level.FAIL
     assert says in finding.text
     assert f"{STORE}:ref" in finding.advice
@@ -87,10 +99,10 @@ def test_no_configuration_and_a_broken_one() -> None:
 
 
 def test_the_shipped_configuration_leads_there() -> None:
-    assert layer_stores(DEPLOYED.read_text()) == (f"{STORE}:ref",)
+    assert parse_storage_conf(DEPLOYED.read_text()) == StorageConf((f"{STORE}:ref",), "overlay")
     rootless = DEPLOYED.parent / "rootless"
     mountpoint = load(rootless / "config.toml").layer_store_mountpoint
-    assert layer_stores((rootless / "storage.conf").read_text()) == (f"{mountpoint}:ref",)
+    assert parse_storage_conf((rootless / "storage.conf").read_text()) == StorageConf((f"{mountpoint}:ref",), "overlay")
 
 
 def test_a_user_has_a_configuration_of_ones_own() -> None:
@@ -100,7 +112,20 @@ def test_a_user_has_a_configuration_of_ones_own() -> None:
     assert storage_confs({"HOME": "/home/u", "XDG_CONFIG_HOME": "/c"}, root=False)[0] == Path("/c/containers/storage.conf")
 
 
-@pytest.mark.parametrize("text", ["x", "[storage.options]\nadditionallayerstores = 1", "[storage]\noptions = 1"])
+@pytest.mark.parametrize("root", [True, False])
+def test_the_environment_may_name_the_one_file_that_counts(root: bool) -> None:
+    assert storage_confs({"HOME": "/home/u", "CONTAINERS_STORAGE_CONF": "/x.conf"}, root=root) == (Path("/x.conf"),)
+
+
+@pytest.mark.parametrize(
+    ("driver", "level"), [("", Level.OK), ("overlay", Level.OK), ("vfs", Level.FAIL), ("btrfs", Level.FAIL)]
+)
+def test_other_storage_drivers_know_no_layer_stores(driver: str, level: Level) -> None:
+    storage = parse_storage_conf(f'[storage]\ndriver = "{driver}"\n[storage.options]\nadditionallayerstores = ["{STORE}:ref"]')
+    assert levels(PodmanFacts(STORE, storage_conf=CONF, storage=storage))["podman.storage"] is level
+
+
+@pytest.mark.parametrize("text", ["x", "[storage.options]\nadditionallayerstores = 1", "[storage]\noptions = 1", "storage = 1"])
 def test_what_is_no_configuration(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        layer_stores(text)
+        parse_storage_conf(text)

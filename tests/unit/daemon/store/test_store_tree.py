@@ -15,7 +15,8 @@ import pytest
 
 from snapshotter.daemon.store.info import EMPTY_TAR
 from snapshotter.daemon.store.state import TIMES_MAX, References, StoredLayer
-from snapshotter.daemon.store.tree import FORGET_AFTER, RECHECK_AFTER, ROOT, TURNS_MAX, StoreTree, name_of, reference_of
+from snapshotter.daemon.store.tree import FORGET_AFTER, RECHECK_AFTER, ROOT, StoreTree, name_of, reference_of
+from snapshotter.daemon.store.turns import TURNS_MAX
 from snapshotter.errors import NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer, PackLayer
 from snapshotter.format.digest import Digest, sha256, to_text
