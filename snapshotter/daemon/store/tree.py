@@ -191,12 +191,17 @@ class StoreTree:
 
         A layer that occurs n times in an image has one path and n mounts. containers/storage names that path n times in one
         mount(2), in which one thread follows all of them: so each thread is shown one mount after the other.
+
+        The kernel may follow a link that it looked up before a restart, since when the layer may not be mounted any more:
+        whoever was led to the empty directory then would take it for the layer.
         """
         place = _place(ino)
         if place.kind != _DIFF:
             raise NotFoundError(f"inode {ino} is no symlink")
-        times = self._reference(place).times.get(place.slot, 1)
-        return self._target(self._layer(place), self._turns.take(ino, caller) % times if times > 1 else 0)
+        layer, remembered = self._layer(place), self._reference(place)
+        times = remembered.times.get(place.slot, 1)
+        self._ensure(remembered.reference, layer, times)
+        return self._target(layer, self._turns.take(ino, caller) % times if times > 1 else 0)
 
     def read(self, ino: int, offset: int, size: int) -> bytes:
         """See `VirtualTree`."""

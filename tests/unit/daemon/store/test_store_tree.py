@@ -159,6 +159,21 @@ def test_a_lookup_of_diff_mounts_the_layer(store: Store) -> None:
     assert store.layers.mounted == {TOP.layer.diff_id}
 
 
+def test_whoever_follows_diff_finds_the_layer_mounted(store: Store) -> None:
+    """Also where the kernel looked it up before a restart, at which it could not be mounted."""
+    assert isinstance(TOP.layer, MetadataLayer)
+    diff = store.get(APP, TOP.blob, "diff")
+    store.layers.mounted.clear()
+    store.tree.note_failed(TOP.layer.diff_id, NotFoundError("its metadata is gone"))
+    store.layers.refuse = NotFoundError("it cannot be had")
+    with pytest.raises(UnavailableError):
+        store.tree.readlink(diff, 1)
+    store.layers.refuse = None
+    store.tree.readlink(diff, 1)
+    assert store.layers.mounted == {TOP.layer.diff_id}
+    assert store.tree.failed == {}
+
+
 def test_packs_have_an_empty_directory_each(store: Store) -> None:
     """overlayfs takes no directory twice in one mount."""
     store.images.held[APP] = [BASE, DATA, pack("more")]
