@@ -96,6 +96,16 @@ class AtHand(Protocol):
         ...
 
 
+@runtime_checkable
+class Foreseeing(Protocol):
+    """What a member offers beside `ChunkStore` that can have chunks brought which nobody waits for yet."""
+
+    def expect(self, wanted: Sequence[ChunkRef]) -> None:
+        """Begin to bring to this machine what is not here of `wanted`, in that order. Waits for nothing and never raises: what
+        does not come is fetched when it is read."""
+        ...
+
+
 class BlobReader(Protocol):
     """Reads byte ranges of stored blobs (packs, chunks of upstream's layouts): a registry, an OCI layout."""
 

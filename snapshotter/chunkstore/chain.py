@@ -2,7 +2,7 @@
 
 For a mount worker, from the reader of a file inwards::
 
-    read noted → recent → cache → fetch noted → single-flight → retry
+    foreseen → read noted → recent → cache → fetch noted → single-flight → retry
         → fallback( verify(packs(source 1)), verify(packs(source 2)), … )
 
 * What was used last comes from memory, before any system call; then the cache: a hit waits for no other thread.
@@ -31,6 +31,7 @@ from snapshotter.chunkstore.claims import Claims
 from snapshotter.chunkstore.directory import Sealing, VerityOf
 from snapshotter.chunkstore.fallback import Fallback
 from snapshotter.chunkstore.flying import Flying
+from snapshotter.chunkstore.foreseen import Foreseen
 from snapshotter.chunkstore.health import Health
 from snapshotter.chunkstore.indexes import IndexStore, fetch_index
 from snapshotter.chunkstore.link import Link
@@ -131,7 +132,8 @@ class Node:
         )
         fetched_once = Observed(single, self.reads, "fetch", layer)
         cached = CachedStore(self.cache, fetched_once, verity_of)
-        return Observed(RecentStore(self._recent, cached), self.reads, "read", layer)
+        noted = Observed(RecentStore(self._recent, cached), self.reads, "read", layer)
+        return Foreseen(noted, stores[0]) if stores else noted
 
     def _link(self, source: BlobReader) -> Link:
         """What is known of the way to `source`, which many layers may be read from."""

@@ -28,6 +28,8 @@ SHARE = 4
 """Part of a round trip's worth of bytes that is risked to save one: what is read ahead is read in one case of three or four."""
 
 WINDOW_MAX = 256 << 10
+WINDOW_MIN = 32 << 10
+"""What is read ahead of a first read is whole chunks, or nothing: 27 KB stored, on average."""
 
 
 class Link:
@@ -61,4 +63,5 @@ def scaled(limits: Limits, worth: float | None) -> Limits:
     if worth is None:
         return limits
     size = int(min(WINDOW_MAX, worth / SHARE))
-    return replace(limits, gap=max(limits.gap, size), window_first=max(limits.window_first, size))
+    first = size if size >= WINDOW_MIN else 0
+    return replace(limits, gap=max(limits.gap, size), window_first=max(limits.window_first, first))

@@ -116,7 +116,9 @@ class PackStore:
             # Looked up after what is coming: what has just landed is in the cache by now, since it is put there first.
             got |= self._peek([digest for digest in rest if digest not in coming])
             located = self._locate([digest for digest in rest if digest not in coming and digest not in got])
-            self._fetch_all(self._begin(located, coming))
+            # What is coming is planned with the others: who asks for it moves on through the pack all the same.
+            followed, _, _ = self._find([digest for digest in rest if digest in coming])
+            self._fetch_all(self._begin(located | followed, coming))
             got |= self._collect(coming)
             rest = [digest for digest in rest if digest not in got]
             if rest:
@@ -130,16 +132,37 @@ class PackStore:
 
         Raises:
             ChunkMissingError: some are in no pack; the others are brought all the same.
+            SourceUnavailableError, ChunkCorruptError: the indexes cannot be had.
         """
-        if self._local is None:
-            return
+        requests, failure = self._promise(digests, range_bytes)
+        for lane in self._begin_lanes(requests):
+            lane.result()
+        if failure is not None:
+            raise failure
+
+    def begin(self, digests: Sequence[Digest], range_bytes: int) -> None:
+        """As `bring`, but it does not wait for what comes.
+
+        Raises:
+            As `bring`, of which the others are begun all the same.
+        """
+        requests, failure = self._promise(digests, range_bytes)
+        self._begin_lanes(requests)
+        if failure is not None:
+            raise failure
+
+    def _promise(self, digests: Sequence[Digest], range_bytes: int) -> tuple[list[_Request], ChunkMissingError | None]:
+        """The requests for those of `digests` that are neither here nor on their way, in their order; what is in no pack."""
+        if self._local is None or self._pool is None:
+            return [], None
         local = self._local
         failure: ChunkMissingError | None = None
+        wanted = [digest for digest in dict.fromkeys(digests) if not local.has(digest)]
         try:
-            located = self._locate([digest for digest in dict.fromkeys(digests) if not local.has(digest)])
+            located = self._locate(wanted)
         except ChunkMissingError as error:
             failure = error
-            located = self._locate([d for d in dict.fromkeys(digests) if d not in error.digests and not local.has(d)])
+            located = self._locate([digest for digest in wanted if digest not in error.digests])
         limits = replace(self._limits, range_max=range_bytes)
         place = {digest: number for number, digest in enumerate(located)}
         requests: list[_Request] = []
@@ -150,12 +173,12 @@ class PackStore:
                 ranges = planner.coalesce(mine, limits)
                 requests += [_Request(pack, found, self._flying.enter(found.entries), frozenset()) for found in ranges]
         requests.sort(key=lambda request: min(place[entry.digest] for entry in request.found.entries))
-        self._in_lanes(requests)
-        if failure is not None:
-            raise failure
+        return requests, failure
 
-    def _in_lanes(self, requests: Sequence[_Request]) -> None:
+    def _begin_lanes(self, requests: Sequence[_Request]) -> list[Future[None]]:
         """Make the requests in order, `LANES` at a time: more would share the link and have the first come last."""
+        if self._pool is None:
+            return []
         queue = deque(requests)
 
         def lane() -> None:
@@ -164,16 +187,13 @@ class PackStore:
                     self._fetch(queue.popleft())
 
         try:
-            lanes = [self._pool.now.submit(lane) for _ in range(LANES)] if self._pool is not None else []
-            for each in lanes:
-                each.result()
+            return [self._pool.now.submit(lane) for _ in range(min(LANES, len(requests)))]
         except RuntimeError:  # the pool is closed
-            pass
-        finally:
             while queue:
                 for digest, future in queue.popleft().futures.items():
                     error = SourceUnavailableError(f"chunk {to_text(digest)}: fetching it has been stopped", retryable=True)
                     self._flying.settle(digest, future, error)
+            return []
 
     def has(self, digest: Digest) -> bool:
         return False
@@ -194,6 +214,15 @@ class PackStore:
 
     def _locate(self, digests: Sequence[Digest]) -> Located:
         """Where each chunk is. An index that cannot be had matters only if the others lack a chunk."""
+        located, rest, failure = self._find(digests)
+        if rest and failure is not None:
+            raise translate(failure, rest, self._reader.name, f"chunk {to_text(rest[0])}") from failure
+        if rest:
+            raise ChunkMissingError(f"chunk {to_text(rest[0])} is in none of {len(self._packs)} packs of {self.name}", rest)
+        return located
+
+    def _find(self, digests: Sequence[Digest]) -> tuple[Located, Sequence[Digest], PuzzlefsError | None]:
+        """Where each chunk is, those that were not found, and why an index could not be had."""
         located: Located = {}
         failure: PuzzlefsError | None = None
         rest = list(digests)
@@ -210,11 +239,7 @@ class PackStore:
                 if entry is not None:
                     located[digest] = (pack, entry)
             rest = [digest for digest in rest if digest not in located]
-        if rest and failure is not None:
-            raise translate(failure, rest, self._reader.name, f"chunk {to_text(rest[0])}") from failure
-        if rest:
-            raise ChunkMissingError(f"chunk {to_text(rest[0])} is in none of {len(self._packs)} packs of {self.name}", rest)
-        return located
+        return located, rest, failure
 
     def _peek(self, digests: Sequence[Digest]) -> dict[Digest, bytes]:
         if self._local is None:

@@ -6,10 +6,8 @@ that moves forward through the pack, which is in walk order, has what follows fe
 
 How far ahead is a share of how far it has come (`Limits.share`): a start reads some libraries from front to back and stops at
 their ends, so what is read ahead in vain stays a share of what was read, while a reader of everything soon has the longest
-window. Simulated with the pages that ``import numpy`` touches in a Debian image (95 MB packed, of which 17.3 MB are needed),
-a request costing 4 ms: no read-ahead 354 requests and 2.1 s; windows that double up to 4 MiB 118 requests, but 32 MB and
-1.65 s; the defaults here 183 requests, 20 MB, 1.5 s, and with reads of 1 MiB 112, 20 MB, 1.2 s. Everything read once: 106
-requests.
+window. Nothing is read ahead of a first read (`Limits.window_first`): what a start reads next is better told from the files
+(`mount.companions`), and where a round trip costs more than a chunk, the link's own figures say so (`link`).
 """
 
 from __future__ import annotations
@@ -37,9 +35,9 @@ class Limits:
 
     gap: int = 16 * _KIB
     range_max: int = 2048 * _KIB
-    window_first: int = 16 * _KIB
+    window_first: int = 0
     window_max: int = 4096 * _KIB
-    share: int = 8
+    share: int = 16
     beside_max: int = 128 * _KIB
     raw_max: int = 32768 * _KIB
 

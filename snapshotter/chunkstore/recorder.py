@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.chunkstore.base import ChunkRef, ChunkStore, Foreseeing
 from snapshotter.format.digest import Digest
 
 RECORDED_MAX = 1 << 15
@@ -60,6 +60,11 @@ class Recorded:
                 with contextlib.suppress(OSError):
                     os.write(self._fd, b"".join(b"%d %s\n" % (now, digest.hex().encode()) for digest in fresh))
         return self._inner.get(wanted)
+
+    def expect(self, wanted: Sequence[ChunkRef]) -> None:
+        """See `Foreseeing`. What nobody has read yet is not recorded."""
+        if isinstance(self._inner, Foreseeing):
+            self._inner.expect(wanted)
 
     def has(self, digest: Digest) -> bool:
         return self._inner.has(digest)

@@ -157,6 +157,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
         stack.callback(StatusServer(socket_path(config.address), config.metrics_address, status.take).close)
         server.start()
         stack.callback(lambda: server.stop(STOP_GRACE).wait())
+        supervisor.stand_by()
         yield lambda: supervisor.is_well() and _answers(config.address)
 
 

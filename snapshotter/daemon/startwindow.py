@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
+from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore, Foreseeing
 from snapshotter.format.digest import Digest
 from snapshotter.mount import mounting
 
@@ -81,6 +81,10 @@ class Started:
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         self._window.begin()
         return self._inner.local(wanted) if isinstance(self._inner, AtHand) else None
+
+    def expect(self, wanted: Sequence[ChunkRef]) -> None:
+        if isinstance(self._inner, Foreseeing):
+            self._inner.expect(wanted)
 
     def has(self, digest: Digest) -> bool:
         return self._inner.has(digest)

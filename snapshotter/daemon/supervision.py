@@ -86,7 +86,12 @@ class Tick:
     """Time has passed."""
 
 
-Event = Placed | Found | Ended | Silent | Refused | Gone | Tick
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Mounts may come soon."""
+
+
+Event = Placed | Found | Ended | Silent | Refused | Gone | Tick | Expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +201,9 @@ class Supervision:
                 return self._gone(mount)
             case Tick():
                 return self._tick(now)
+            case Expected():
+                waiting = [place for place in self.places.values() if place.ordinary and place.phase is Phase.EMPTY]
+                return [action for place in waiting for action in self._start(place, now)]
 
     def due(self) -> float | None:
         """When the next `Tick` must come; None if nothing waits for one."""

@@ -1,18 +1,20 @@
-"""What is going to be read with what is being read: decided from the file alone, before anybody asks for it.
+"""What is going to be read with what is read: decided from names, sizes and ELF headers, before anybody asks for it.
 
-Two rules, which cost few bytes in vain and save a third of a start's requests (docs/decisions/read-ahead.md):
+Rules that cost few bytes in vain and save half of a start's requests (docs/decisions/read-ahead.md):
 
 * Whoever reads a small file reads all of it.
+* Whoever reads a small file is going to read the others of its directory, if they are few bytes (`neighbours`).
 * Whoever reads the head of an ELF file is about to map it: the dynamic loader reads what lies before the code (symbols,
-  strings, relocations) and writes to what lies behind it (relocated data). Which code will run nobody knows.
+  strings, relocations) and writes to what lies behind it (relocated data), of the file and of its libraries (`loading`).
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from snapshotter.chunkstore.base import ChunkRef
+from snapshotter.format.digest import Digest
+from snapshotter.mount.elf import Program
 from snapshotter.mount.tree import Piece, Tree
 
 SMALL_FILE = 512 << 10
@@ -21,10 +23,8 @@ SMALL_FILE = 512 << 10
 SEGMENTS_MAX = 4 << 20
 """Bytes of an ELF file's segments that are expected, from the first one on; more is no start any more, or no ELF file."""
 
-_HEADERS_MAX = 64
-_ELF64_LITTLE = b"\x7fELF\x02\x01"
-_PT_LOAD = 1
-_PF_X, _PF_W = 1, 2
+NEIGHBOURS_BYTES = 1 << 20
+"""Bytes of a directory's small files up to which all of them are fetched when one is."""
 
 
 def whole_file(tree: Tree, ino: int) -> list[Piece]:
@@ -37,30 +37,52 @@ def whole_file(tree: Tree, ino: int) -> list[Piece]:
     return pieces if sum(piece.length for piece in pieces) <= SMALL_FILE else []
 
 
-def loaded_at_start(head: bytes | memoryview) -> list[tuple[int, int]]:
-    """Offset and length of what the dynamic loader touches of the ELF file that begins with `head`; empty where it is none.
+def of_small_file(tree: Tree, ino: int, has: Callable[[Digest], bool]) -> list[ChunkRef]:
+    """What to fetch when some of file `ino` is, if it is small: all of it, then its `neighbours`.
 
-    Only 64-bit little-endian files whose program headers lie in `head` are known (elf(5)); of the loaded segments, those that
-    are written to, and the first one, which holds what relocating takes.
+    Raises:
+        CorruptError, NotFoundError: a file breaks a rule of the format.
     """
-    if bytes(head[:6]) != _ELF64_LITTLE or len(head) < 64:
-        return []
-    (offset,) = struct.unpack_from("<Q", head, 32)
-    size, count = struct.unpack_from("<HH", head, 54)
-    if size < 56 or not 0 < count <= _HEADERS_MAX or offset + size * count > len(head):
-        return []
+    whole = chunks(whole_file(tree, ino))
+    return [*whole, *neighbours(tree, ino, has)] if whole else []
+
+
+def mapped(program: Program) -> list[tuple[int, int]]:
+    """Offset and length of what the dynamic loader touches of `program`: the segments that are written to, and the first one if
+    it is no code, which holds what relocating takes."""
     wanted: list[tuple[int, int]] = []
     total = 0
-    for number in range(count):
-        kind, flags, start, _, _, length = struct.unpack_from("<IIQQQQ", head, offset + size * number)
-        first = start == 0 and not flags & _PF_X
-        if kind != _PT_LOAD or not (first or flags & _PF_W) or not length:
-            continue
-        total += length
-        if total > SEGMENTS_MAX:
-            break
-        wanted.append((start, length))
+    for segment in program.segments:
+        if segment.written or (segment.offset == 0 and not segment.executable):
+            total += segment.length
+            if total > SEGMENTS_MAX:
+                break
+            wanted.append((segment.offset, segment.length))
     return wanted
+
+
+def code(program: Program, longest: int) -> list[tuple[int, int]]:
+    """Offset and length of the code of `program`, if it has `longest` bytes at most."""
+    parts = [(segment.offset, segment.length) for segment in program.segments if segment.executable]
+    return parts if sum(length for _, length in parts) <= longest else []
+
+
+def neighbours(tree: Tree, ino: int, has: Callable[[Digest], bool]) -> list[ChunkRef]:
+    """The chunks of the other small files of the directory of file `ino`, which has to be fetched; none if what is not on this
+    machine of them (`has`) is more than `NEIGHBOURS_BYTES`.
+
+    Raises:
+        CorruptError, NotFoundError: a file breaks a rule of the format.
+    """
+    found: list[ChunkRef] = []
+    left = 0
+    for file in tree.files_beside(ino):
+        missing = [piece for piece in whole_file(tree, file) if file != ino and not has(piece.chunk.digest)]
+        left += sum(piece.length for piece in missing)
+        if left > NEIGHBOURS_BYTES:
+            return []
+        found += chunks(missing)
+    return list(dict.fromkeys(found))
 
 
 def chunks(pieces: Sequence[Piece]) -> list[ChunkRef]:

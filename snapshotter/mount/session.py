@@ -16,11 +16,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from snapshotter.chunkstore.base import AtHand, ChunkStore, SourceUnavailableError
+from snapshotter.chunkstore.base import AtHand, ChunkStore, Foreseeing
 from snapshotter.errors import CorruptError, NotFoundError, UnsupportedError
 from snapshotter.format.model import ROOT_INO
 from snapshotter.mount import companions, wire
 from snapshotter.mount.errnos import errno_of
+from snapshotter.mount.loading import Loading
 from snapshotter.mount.tree import BATCH_CHUNKS, Ask, Tree, read_if_there, read_pieces
 from snapshotter.mount.wire import Negotiated, Opcode, Request
 
@@ -108,6 +109,8 @@ class Session:
         """Why the kernel was refused at INIT, if it was."""
         self._store = store
         self._near: AtHand | None = store if isinstance(store, AtHand) else None
+        self._foreseeing: Foreseeing | None = store if isinstance(store, Foreseeing) else None
+        self._loading = Loading(tree, store)
         self._on_failure = on_failure
         self._scan = _Scan()
 
@@ -197,26 +200,23 @@ class Session:
         return [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
 
     def read_far(self, job: ReadJob) -> Buffers:
-        """As `read`, for what is not on this machine: of a small file all is fetched with it. Never raises."""
-        try:
-            self._store.get(companions.chunks(companions.whole_file(self.tree, job.ino)))
-        except SourceUnavailableError as error:
-            # What cannot be had now with the rest cannot be had alone, and the reader has waited long enough.
-            return self._failed(job, error)
-        except Exception:
-            _log.debug("the whole of inode %d could not be fetched", job.ino, exc_info=True)
+        """As `read`, for what is not on this machine: what is going to be read with it is brought too (`companions`)."""
+        if self._foreseeing is not None:
+            try:
+                own = companions.chunks(self.tree.plan(job.ino, job.offset, job.size))
+                more = companions.of_small_file(self.tree, job.ino, self._store.has)
+                if not set(more) <= set(own):
+                    self._foreseeing.expect(list(dict.fromkeys([*own, *more])))
+            except Exception:
+                _log.debug("what is read with inode %d could not be fetched", job.ino, exc_info=True)
         return self.read(job)
 
     def follow(self, job: ReadJob) -> None:
-        """After `read_far`: fetch what is going to be read next (see `companions`). Never raises: it was nobody's wish."""
+        """After `read_far`: fetch what is going to be read next (see `loading`). Never raises: it was nobody's wish."""
         if job.offset:
             return
         try:
-            pieces = self.tree.plan(job.ino, 0, job.size)
-            head = read_pieces(pieces[:1], self._store)
-            for start, length in companions.loaded_at_start(head[0]) if head else ():
-                pieces += self.tree.plan(job.ino, start, length)
-            self._store.get(companions.chunks(pieces))
+            self._loading.begin(job.ino)
         except Exception:
             _log.debug("what is loaded of inode %d could not be fetched", job.ino, exc_info=True)
 

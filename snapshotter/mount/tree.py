@@ -15,6 +15,7 @@ filesystems/overlayfs.rst, "whiteouts and opaque directories"); otherwise names 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
@@ -44,6 +45,13 @@ BATCH_CHUNKS = 32
 
 _DEPTH_MAX = 4096
 """Directories above one another beyond which a path is taken for a cycle: no path in Linux is longer."""
+
+_NEAR = 1024
+_NEAR_DIRECTORIES = 8
+"""Inode numbers before a file's, and directories among them, that are looked at for its own directory."""
+
+_LINKS_MAX = 40
+"""Symlinks on the way to a file beyond which it is not looked for: as many as Linux follows (MAXSYMLINKS)."""
 
 _TYPES = {
     Kind.FIFO: stat.S_IFIFO,
@@ -264,13 +272,61 @@ class Tree:
     def next_file(self, ino: int, within: int) -> int | None:
         """The regular file that follows inode `ino` in the order of the numbers, which is that of a walk, if one is `within` so
         many numbers. Never raises."""
-        for number in range(ino + 1, ino + 1 + within):
-            try:
-                if self._rootfs.kind(number) is Kind.FILE:
-                    return number
-            except (NotFoundError, CorruptError):
+        return next((number for number in range(ino + 1, ino + 1 + within) if self.is_file(number)), None)
+
+    def is_file(self, ino: int) -> bool:
+        """Whether inode `ino` is a regular file. Never raises."""
+        try:
+            return self._rootfs.kind(ino) is Kind.FILE
+        except (NotFoundError, CorruptError):
+            return False
+
+    def files_beside(self, ino: int) -> list[int]:
+        """The regular files in the directory of inode `ino`, if that is found among the numbers before it; else none.
+
+        A walk numbers a directory before what is in it, so nearly always it is the nearest one. Never raises.
+        """
+        looked_at = 0
+        for number in range(ino - 1, max(0, ino - 1 - _NEAR), -1):
+            if not self._is_directory(number):
                 continue
-        return None
+            with contextlib.suppress(CorruptError, NotFoundError):
+                found = [entry.ino for entry in self.entries(number)]
+                if ino in found:
+                    return [other for other in found if self.is_file(other)]
+            looked_at += 1
+            if looked_at == _NEAR_DIRECTORIES:
+                break
+        return []
+
+    def resolve(self, path: bytes) -> int | None:
+        """The inode at `path`, taken from the root; symlinks are followed within the tree. None where there is none."""
+        names = path.split(b"/")[::-1]
+        above = [ROOT_INO]
+        links = 0
+        while names:
+            name = names.pop()
+            if name == b"..":
+                del above[max(1, len(above) - 1) :]
+            if name in (b"", b".", b".."):
+                continue
+            try:
+                ino = self.lookup(above[-1], name)
+                if ino is None:
+                    return None
+                if self._rootfs.kind(ino) is not Kind.LNK:
+                    above.append(ino)
+                    continue
+                target = self.readlink(ino)
+            except (CorruptError, NotFoundError):
+                return None
+            links += 1
+            if links > _LINKS_MAX:
+                return None
+            if target.startswith(b"/"):
+                del above[1:]
+            names += target.split(b"/")[::-1]
+        return above[-1]
 
     def path(self, ino: int) -> bytes:
         """A path from the root to inode `ino`, for messages: the first one, of a hard link. Costs a walk when first called.

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
+from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore, Foreseeing
 from snapshotter.chunkstore.directory import VerityOf
 from snapshotter.errors import AlreadyExistsError, InvalidError, NotFoundError
 from snapshotter.format.digest import Digest
@@ -73,6 +73,10 @@ class _Replaceable:
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         return None if self._near is None else self._near.local(wanted)
 
+    def expect(self, wanted: Sequence[ChunkRef]) -> None:
+        if self._foreseeing is not None:
+            self._foreseeing.expect(wanted)
+
     def has(self, digest: Digest) -> bool:
         return self._store.has(digest)
 
@@ -82,6 +86,7 @@ class _Replaceable:
     def replace(self, store: ChunkStore) -> None:
         """Read from `store` from now on. What was there is left to its last reader: it holds nothing that must be closed."""
         self._near: AtHand | None = store if isinstance(store, AtHand) else None
+        self._foreseeing: Foreseeing | None = store if isinstance(store, Foreseeing) else None
         self._store = store
 
 

@@ -21,15 +21,20 @@ from snapshotter.chunkstore.blobs import BlobStore
 from snapshotter.chunkstore.cache import CachedStore, ChunkCache
 from snapshotter.chunkstore.chain import Node, layout_chain, packs_chain
 from snapshotter.chunkstore.fallback import Fallback
+from snapshotter.chunkstore.flying import Flying
+from snapshotter.chunkstore.foreseen import Foreseen
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.packs import PackStore
 from snapshotter.chunkstore.pool import FetchPool
+from snapshotter.chunkstore.reads import Observed, Reads
 from snapshotter.chunkstore.recent import RecentChunks, RecentStore
+from snapshotter.chunkstore.recorder import Recorded
 from snapshotter.chunkstore.retry import Retry, RetryPolicy
 from snapshotter.chunkstore.singleflight import SingleFlight
 from snapshotter.chunkstore.stats import Stats
 from snapshotter.chunkstore.verify import Verify
 from snapshotter.daemon.contentstore import ContentStore
+from snapshotter.daemon.startwindow import Started, StartWindow
 from snapshotter.errors import UnavailableError
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.pack import PackIndex
@@ -139,6 +144,34 @@ def node(world: World) -> ChunkStore:
     return made.chain([PLACE], [world.blobs])
 
 
+class AllExpected(Foreseen):
+    """Everything that is asked for is expected the moment before."""
+
+    def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        self.expect(wanted)
+        return super().get(wanted)
+
+
+def foreseen(world: World) -> ChunkStore:
+    pool = FetchPool()
+    world.after.callback(pool.close)
+    local, flying = MemoryLocal(), Flying()
+    store = PackStore([world.pack()], world.blobs, pool=pool, stats=world.stats, local=local, flying=flying)
+    return AllExpected(Verify(store, stats=world.stats, local=local), store)
+
+
+def recorded(world: World) -> ChunkStore:
+    made = Recorded(world.source(), world.path / "record")
+    world.after.callback(made.close)
+    return made
+
+
+def started(world: World) -> ChunkStore:
+    window = StartWindow(world.path, profile=False)
+    world.after.callback(window.end)
+    return Started(world.source(), window)
+
+
 def impatient(world: World) -> ChunkStore:
     policy = RetryPolicy(attempts=2)
     return Retry(world.source(), stats=world.stats, policy=policy, sleep=lambda seconds: None)
@@ -157,6 +190,10 @@ MEMBERS: dict[str, Callable[[World], ChunkStore]] = {
     "packs from object storage": from_object_storage,
     "packs from containerd": from_containerd,
     "blobs": lambda world: Verify(BlobStore(world.blobs, world.size_of, stats=world.stats), stats=world.stats),
+    "noted": lambda world: Observed(world.source(), Reads(), "read", "layer"),
+    "recorded": recorded,
+    "started": started,
+    "foreseen": foreseen,
     "a worker's chain": node,
     "a layout's chain of packs": lambda world: packs_chain([PLACE], world.blobs, world.stats),
     "a layout's chain of blobs": lambda world: layout_chain(world.blobs, world.size_of, world.stats),

@@ -18,6 +18,7 @@ from snapshotter.daemon.supervision import (
     Blame,
     Ended,
     Event,
+    Expected,
     Found,
     GiveUp,
     Gone,
@@ -89,6 +90,15 @@ def test_mounts_are_spread_over_the_workers_which_start_when_needed() -> None:
     for mount in "abcd":
         world.step(Placed(mount))
     assert sorted(map(sorted, world.running.values())) == [["a", "c"], ["b", "d"]]
+
+
+def test_where_mounts_are_expected_the_workers_run_before_they_come_and_start_once() -> None:
+    world = World(2)
+    assert world.step(Expected()) == [Start(0), Start(1)]
+    assert world.step(Expected()) == []
+    assert world.step(Placed("a")) == [Serve(0, "a")]
+    assert world.die(1) == []  # it had nothing to serve
+    assert world.step(Placed("b")) == [Start(1), Serve(1, "b")]
 
 
 def test_the_next_process_gets_the_mounts_of_the_one_that_died_at_once() -> None:

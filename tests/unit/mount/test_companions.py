@@ -1,62 +1,194 @@
-"""What is read with what is read."""
+"""What is read with what is read: of small files, of their directories, of programs."""
 
 from __future__ import annotations
 
-import struct
-from pathlib import Path
+import random
+from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 
-from snapshotter.mount.companions import SEGMENTS_MAX, loaded_at_start
+from snapshotter.chunkstore.base import ChunkRef
+from snapshotter.format import codec
+from snapshotter.format.digest import Digest, sha256
+from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent
+from snapshotter.format.rootfs import Rootfs
+from snapshotter.mount import companions, elf
+from snapshotter.mount.companions import NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
+from snapshotter.mount.loading import LIBRARY_CODE, PROGRAM_CODE, Loading
+from snapshotter.mount.tree import Tree
+from tests.support.chunks import StubStore
+from tests.support.programs import LOAD, RW, RX, R, header, program
+
+Files = Mapping[str, bytes]
 
 
-def elf(segments: list[tuple[int, int, int, int]], count: int | None = None, offset: int = 64, size: int = 56) -> bytes:
-    """A 64-bit ELF header with program headers of (type, flags, file offset, file size)."""
-    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack(
-        "<HHIQQQIHHH", 3, 62, 1, 0, offset, 0, 0, 64, size, count or len(segments)
-    )
-    head = head.ljust(64, b"\0")
-    for kind, flags, start, length in segments:
-        head += struct.pack("<IIQQQQQQ", kind, flags, start, 0, 0, length, length, 4096)
-    return head.ljust(832, b"\0")
+class Foreseeing(StubStore):
+    """A store that notes what is expected."""
+
+    def __init__(self, files: Files) -> None:
+        super().__init__([part for content in files.values() for part in parts(content)])
+        self.expected: list[ChunkRef] = []
+
+    def expect(self, wanted: list[ChunkRef]) -> None:
+        self.expected += wanted
 
 
-LOAD, NOTE, R, RX, RW = 1, 4, 4, 5, 6
+def parts(content: bytes) -> list[bytes]:
+    """Chunks of 16 KiB, each its own."""
+    return [content[start : start + 16384] for start in range(0, len(content), 16384)]
 
 
-def test_the_first_segment_and_the_written_ones_are_loaded_at_start() -> None:
-    head = elf(
-        [(LOAD, R, 0, 5000), (LOAD, RX, 8192, 100_000), (LOAD, R, 120_000, 9000), (LOAD, RW, 130_000, 7000), (NOTE, R, 0, 9)]
-    )
-    assert loaded_at_start(head) == [(0, 5000), (130_000, 7000)]
+def make_tree(files: Files, links: Mapping[str, str] | None = None) -> tuple[Tree, dict[str, int]]:
+    """A tree numbered as a walk numbers it, and the numbers by path; a directory is what a path has before a slash."""
+    nodes: list[Inode] = []
+    numbers: dict[str, int] = {}
+    links = links or {}
+
+    def add(path: str) -> int:
+        ino = len(nodes) + 1
+        numbers[path] = ino
+        nodes.append(Inode(ino, Kind.DIR))
+        if path in files:
+            chunks = [FileChunk(sha256(part), 0, len(part)) for part in parts(files[path])]
+            nodes[ino - 1] = Inode(ino, Kind.FILE, 0o755, chunks=chunks)
+        elif path in links:
+            nodes[ino - 1] = Inode(ino, Kind.LNK, 0o777, target=links[path].encode())
+        else:
+            start = f"{path}/" if path else ""
+            below = sorted({p[len(start) :].split("/")[0] for p in (*files, *links) if p.startswith(start)})
+            entries = [DirEntry(add(start + name), name.encode()) for name in below]
+            nodes[ino - 1] = Inode(ino, Kind.DIR, 0o755, entries=entries)
+        return ino
+
+    add("")
+    return Tree(Rootfs.open(codec.encode(RootfsContent([nodes])))), numbers
 
 
-def test_a_real_program_is_understood() -> None:
-    head = Path("/bin/sh").read_bytes()[:4096]
-    segments = loaded_at_start(head)
-    assert segments[0][0] == 0
-    assert len(segments) == 2
+def names(files: Files, refs: list[ChunkRef]) -> list[str]:
+    """The files that alone have one of `refs`, in their order."""
+    owners: dict[Digest, set[str]] = {}
+    for path, content in files.items():
+        for part in parts(content):
+            owners.setdefault(sha256(part), set()).add(path)
+    return list(dict.fromkeys(next(iter(owners[ref.digest])) for ref in refs if len(owners[ref.digest]) == 1))
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"",
-        b"#!/bin/sh\n",
-        b"\x7fELF",
-        elf([(LOAD, R, 0, 10)])[:63],
-        b"\x7fELF\x01\x01" + elf([(LOAD, R, 0, 10)])[6:],  # 32 bits
-        elf([(LOAD, R, 0, 10)], count=65),
-        elf([(LOAD, R, 0, 10)], offset=1 << 60),
-        elf([(LOAD, R, 0, 10)], size=8),
-        elf([(LOAD, R, 0, 10)], count=60),  # not all of them in what was read
-    ],
-)
-def test_anything_else_is_no_reason_to_fetch_more(head: bytes) -> None:
-    assert loaded_at_start(head) == []
+def nothing(digest: Digest) -> bool:
+    return False
 
 
-def test_what_a_hostile_file_can_have_fetched_is_bounded() -> None:
-    assert loaded_at_start(elf([(LOAD, RW, 0, SEGMENTS_MAX + 1)])) == []
-    many = loaded_at_start(elf([(LOAD, RW, number << 20, 1 << 20) for number in range(12)]))
-    assert sum(length for _, length in many) <= SEGMENTS_MAX
+def numbered(count: int, size: int, directory: str = "d") -> dict[str, bytes]:
+    return {f"{directory}/{number:03}": random.Random(number).randbytes(size) for number in range(count)}
+
+
+class TestSmallFiles:
+    FILES: ClassVar[Files] = {**numbered(6, 20_000), "d/sub/x": b"x" * 100, "d/sub/y": b"y" * 100, "other/z": b"z" * 100}
+
+    def test_the_others_of_its_directory_come_with_a_file_and_it_comes_first(self) -> None:
+        tree, numbers = make_tree(self.FILES)
+        found = companions.of_small_file(tree, numbers["d/003"], nothing)
+        assert names(self.FILES, found) == ["d/003", "d/000", "d/001", "d/002", "d/004", "d/005"]
+
+    def test_a_file_behind_a_subdirectory_is_of_its_own_directory(self) -> None:
+        files = {"d/a": b"a", "d/m/x": b"x", "d/m/y": b"y", "d/z": b"z"}
+        tree, numbers = make_tree(files)
+        assert names(files, companions.of_small_file(tree, numbers["d/z"], nothing)) == ["d/z", "d/a"]
+
+    def test_of_a_large_directory_only_the_file(self) -> None:
+        files = numbered(80, NEIGHBOURS_BYTES // 64)
+        tree, numbers = make_tree(files)
+        assert names(files, companions.of_small_file(tree, numbers["d/040"], nothing)) == ["d/040"]
+
+    def test_what_is_here_of_a_large_directory_does_not_count(self) -> None:
+        files = numbered(80, NEIGHBOURS_BYTES // 64)
+        tree, numbers = make_tree(files)
+        here = {sha256(part) for path in list(files)[:30] for part in parts(files[path])}
+        found = companions.of_small_file(tree, numbers["d/040"], here.__contains__)
+        assert names(files, found) == ["d/040", *[path for path in list(files)[30:] if path != "d/040"]]
+
+    def test_a_large_file_has_no_companions_and_is_none(self) -> None:
+        files = {"d/large": bytes(SMALL_FILE + 1), "d/small": b"small"}
+        tree, numbers = make_tree(files)
+        assert companions.of_small_file(tree, numbers["d/large"], nothing) == []
+        assert names(files, companions.of_small_file(tree, numbers["d/small"], nothing)) == ["d/small"]
+
+
+class TestPrograms:
+    def test_the_first_segment_and_the_written_ones_are_mapped_at_start(self) -> None:
+        found = elf.parse(
+            header([(LOAD, R, 0, 5000), (LOAD, RX, 8192, 10_000), (LOAD, R, 120_000, 9000), (LOAD, RW, 130_000, 7000)])
+        )
+        assert found is not None
+        assert companions.mapped(found) == [(0, 5000), (130_000, 7000)]
+        assert companions.code(found, 10_000) == [(8192, 10_000)]
+        assert companions.code(found, 9_999) == []
+
+    def test_what_a_hostile_file_can_have_fetched_is_bounded(self) -> None:
+        large = elf.parse(header([(LOAD, RW, 0, SEGMENTS_MAX + 1)]))
+        many = elf.parse(header([(LOAD, RW, number << 20, 1 << 20) for number in range(12)]))
+        assert large is not None
+        assert many is not None
+        assert companions.mapped(large) == []
+        assert sum(length for _, length in companions.mapped(many)) <= SEGMENTS_MAX
+
+
+class TestLoading:
+    FILES: ClassVar[Files] = {
+        "usr/bin/tool": program([b"liba.so.1"], b"/lib64/ld.so", code=300_000),
+        "usr/lib/ld.so": program([]),
+        "usr/lib/x86_64-linux-gnu/liba.so.1.2": program([b"libb.so"], code=LIBRARY_CODE - 1),
+        "usr/lib/x86_64-linux-gnu/libb.so": program([b"liba.so.1", b"libgone.so"], code=LIBRARY_CODE + 1),
+        "usr/lib/x86_64-linux-gnu/libc.so": program([b"libgone.so"], code=1000),
+        "usr/share/text": b"text" * 1000,
+    }
+    LINKS: ClassVar[Mapping[str, str]] = {"lib64": "usr/lib", "usr/lib/x86_64-linux-gnu/liba.so.1": "liba.so.1.2"}
+
+    def begun(self, path: str, files: Files | None = None) -> list[str]:
+        files = files or self.FILES
+        tree, numbers = make_tree(files, self.LINKS)
+        self.store = Foreseeing(files)
+        Loading(tree, self.store).begin(numbers[path])
+        return names(files, self.store.expected)
+
+    def test_a_programs_libraries_come_with_it_and_what_they_need_but_nothing_else(self) -> None:
+        found = self.begun("usr/bin/tool")
+        assert set(found) == {
+            "usr/bin/tool",
+            "usr/lib/ld.so",
+            "usr/lib/x86_64-linux-gnu/liba.so.1.2",
+            "usr/lib/x86_64-linux-gnu/libb.so",
+        }
+
+    def test_the_code_of_what_is_not_too_long_comes_and_after_all_that_loading_takes(self) -> None:
+        self.begun("usr/bin/tool")
+        expected = [ref.digest for ref in self.store.expected]
+
+        def middle(path: str) -> Digest:
+            return sha256(parts(self.FILES[path])[8])
+
+        assert middle("usr/bin/tool") in expected
+        assert middle("usr/lib/x86_64-linux-gnu/liba.so.1.2") in expected
+        assert middle("usr/lib/x86_64-linux-gnu/libb.so") not in expected
+        last = sha256(parts(self.FILES["usr/lib/x86_64-linux-gnu/libb.so"])[-1])
+        assert expected.index(last) < expected.index(middle("usr/bin/tool"))
+
+    def test_a_program_that_is_opened_itself_may_have_more_code_than_a_library(self) -> None:
+        assert LIBRARY_CODE < PROGRAM_CODE
+        self.begun("usr/lib/x86_64-linux-gnu/libb.so")
+        expected = [ref.digest for ref in self.store.expected]
+        assert sha256(parts(self.FILES["usr/lib/x86_64-linux-gnu/libb.so"])[8]) in expected
+
+    @pytest.mark.parametrize("path", ["usr/share/text", "usr/lib/x86_64-linux-gnu/libc.so"])
+    def test_of_what_needs_nothing_nothing_else_comes(self, path: str) -> None:
+        assert set(self.begun(path)) <= {path}
+
+    def test_nothing_is_looked_at_twice(self) -> None:
+        tree, numbers = make_tree(self.FILES, self.LINKS)
+        store = Foreseeing(self.FILES)
+        loading = Loading(tree, store)
+        loading.begin(numbers["usr/bin/tool"])
+        before = len(store.expected)
+        loading.begin(numbers["usr/bin/tool"])
+        loading.begin(numbers["usr/lib/x86_64-linux-gnu/libb.so"])
+        assert len(store.expected) == before

@@ -260,3 +260,38 @@ def test_the_next_file_is_the_next_number_of_one() -> None:
     assert tree.next_file(3, 6) == 9
     assert tree.next_file(3, 5) is None
     assert tree.next_file(9, 100) is None
+
+
+def test_the_files_beside_one_are_those_of_its_directory() -> None:
+    tree = tree_of(
+        directory(1, (2, b"a"), (7, b"f")),
+        directory(2, (3, b"b"), (4, b"c"), (6, b"e")),
+        file(3),
+        directory(4, (5, b"d")),
+        file(5),
+        file(6),
+        file(7),
+    )
+    assert tree.files_beside(6) == [3, 6]
+    assert tree.files_beside(5) == [5]
+    assert tree.files_beside(7) == [7]
+    assert tree.files_beside(1) == tree.files_beside(99) == []
+
+
+def test_a_path_is_resolved_through_symlinks_within_the_tree() -> None:
+    tree = tree_of(
+        directory(1, (2, b"usr"), (3, b"lib"), (8, b"loop"), (9, b"out")),
+        directory(2, (4, b"lib")),
+        Inode(3, Kind.LNK, target=b"usr/lib"),
+        directory(4, (5, b"real"), (6, b"absolute"), (7, b"up")),
+        file(5),
+        Inode(6, Kind.LNK, target=b"/lib/real"),
+        Inode(7, Kind.LNK, target=b"../../usr/lib/real"),
+        Inode(8, Kind.LNK, target=b"loop"),
+        Inode(9, Kind.LNK, target=b"../../../../etc/passwd"),
+    )
+    for path in (b"/usr/lib/real", b"lib/real", b"/lib//./absolute", b"lib/up", b"/../lib/real"):
+        assert tree.resolve(path) == 5, path
+    for path in (b"/loop", b"/out", b"/lib/none", b"/lib/real/below", b"/" + b"x" * 300):
+        assert tree.resolve(path) is None, path
+    assert tree.resolve(b"") == 1

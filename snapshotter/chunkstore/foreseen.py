@@ -1,0 +1,57 @@
+"""Lets readers say what they are going to read, before they do: the member of the chain that has it brought.
+
+It stands before everything else, since what is brought unasked is no read: it is neither counted as one nor recorded, and no
+read waits for all of it, only for the chunk that it wants (`packs.PackStore.begin`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
+from snapshotter.chunkstore.packs import PackStore
+from snapshotter.errors import PuzzlefsError
+from snapshotter.format.digest import Digest
+
+RANGE = 1 << 20
+"""Stored bytes of one request: 40 ms at 200 Mbit/s, for which whoever wants its first chunk may have to wait."""
+
+log = logging.getLogger(__name__)
+
+
+class Foreseen:
+    """Has what is expected brought by `store` into the cache of the node, and answers from `inner`."""
+
+    def __init__(self, inner: ChunkStore, store: PackStore) -> None:
+        self._inner = inner
+        self._store = store
+        self._near: AtHand | None = inner if isinstance(inner, AtHand) else None
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    def expect(self, wanted: Sequence[ChunkRef]) -> None:
+        """See `Foreseeing`."""
+        try:
+            self._store.begin([ref.digest for ref in wanted if not ref.compressed], RANGE)
+        except PuzzlefsError as error:
+            log.debug("not all that was expected can be brought: %s", error)
+
+    def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """See `AtHand`."""
+        return None if self._near is None else self._near.at_hand(wanted)
+
+    def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
+        """See `AtHand`."""
+        return None if self._near is None else self._near.local(wanted)
+
+    def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        return self._inner.get(wanted)
+
+    def has(self, digest: Digest) -> bool:
+        return self._inner.has(digest)
+
+    def close(self) -> None:
+        self._inner.close()
