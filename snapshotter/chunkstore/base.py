@@ -12,7 +12,7 @@ makes the whole chain and is the place to read its order. What every member prom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from snapshotter.errors import CorruptError, NotFoundError, UnavailableError
@@ -121,5 +121,24 @@ class BlobReader(Protocol):
             NotFoundError: there is no such blob here.
             CorruptError: the blob ends before the range does.
             UnavailableError: the place cannot be asked now.
+        """
+        ...
+
+
+@runtime_checkable
+class RangesReader(BlobReader, Protocol):
+    """A `BlobReader` that gives the bytes as they come, and may be asked for several ranges of a blob in one request."""
+
+    @property
+    def ranges_at_once(self) -> int:
+        """How many ranges a request may have, as far as is known now."""
+        ...
+
+    def read_ranges(self, digest: Digest, extents: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+        """The bytes of all of `extents` (offset and length, which is not 0; none overlaps another), unverified, in blocks with
+        their offset in the blob. Those of a range come in order; which range comes first is left to the source.
+
+        Raises:
+            As `read_range`, from the iterator, whatever came before.
         """
         ...

@@ -49,6 +49,11 @@ class PackMap:
                 self._attempts += 1
             return self._index
 
+    @property
+    def known(self) -> PackIndex | None:
+        """The pack's index if it has been read."""
+        return self._index
+
     def between(self, start: int, end: int) -> Iterator[PackEntry]:
         """The chunks that begin in the bytes `start` to `end` of the pack, in the order of their places."""
         index = self.index()

@@ -10,15 +10,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
-from snapshotter.chunkstore import planner
-from snapshotter.chunkstore.base import BlobReader, ChunkCorruptError, ChunkMissingError, ChunkRef, SourceUnavailableError
+from snapshotter.chunkstore import arrivals, planner
+from snapshotter.chunkstore.base import (
+    BlobReader,
+    ChunkCorruptError,
+    ChunkMissingError,
+    ChunkRef,
+    RangesReader,
+    SourceUnavailableError,
+)
 from snapshotter.chunkstore.flying import Flying
 from snapshotter.chunkstore.link import Link, scaled
 from snapshotter.chunkstore.local import LocalChunks
@@ -28,7 +35,6 @@ from snapshotter.chunkstore.pool import BESIDE, FetchPool
 from snapshotter.chunkstore.sources import translate
 from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.errors import CorruptError, PuzzlefsError
-from snapshotter.format.compression import Codec, decode_chunk, decode_group
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.pack import PackEntry
 from snapshotter.registry.deadline import remaining
@@ -54,10 +60,10 @@ Located: TypeAlias = dict[Digest, tuple[PackMap, PackEntry]]
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One range of a pack, and the promise of every chunk in it. Chunks not in `wanted` are checked before they are kept."""
+    """Ranges of a pack, and the promise of every chunk in them. Chunks not in `wanted` are checked before they are kept."""
 
     pack: PackMap
-    found: Range
+    ranges: Sequence[Range]
     futures: Mapping[Digest, Future[bytes]]
     wanted: frozenset[Digest]
 
@@ -116,9 +122,7 @@ class PackStore:
             # Looked up after what is coming: what has just landed is in the cache by now, since it is put there first.
             got |= self._peek([digest for digest in rest if digest not in coming])
             located = self._locate([digest for digest in rest if digest not in coming and digest not in got])
-            # What is coming is planned with the others: who asks for it moves on through the pack all the same.
-            followed, _, _ = self._find([digest for digest in rest if digest in coming])
-            self._fetch_all(self._begin(located | followed, coming))
+            self._fetch_all(self._begin(located, coming))
             got |= self._collect(coming)
             rest = [digest for digest in rest if digest not in got]
             if rest:
@@ -171,8 +175,9 @@ class PackStore:
                 mine = [entry for entry in entries if entry.digest not in self._flying.futures]
                 mine = [entry for entry in mine if self._flying.claims.take(entry.digest)]
                 ranges = planner.coalesce(mine, limits)
-                requests += [_Request(pack, found, self._flying.enter(found.entries), frozenset()) for found in ranges]
-        requests.sort(key=lambda request: min(place[entry.digest] for entry in request.found.entries))
+                ranges.sort(key=lambda found: min(place[entry.digest] for entry in found.entries))
+                requests += self._requests(pack, ranges, frozenset(), limits)
+        requests.sort(key=lambda request: min(place[digest] for digest in request.futures))
         return requests, failure
 
     def _begin_lanes(self, requests: Sequence[_Request]) -> list[Future[None]]:
@@ -214,15 +219,6 @@ class PackStore:
 
     def _locate(self, digests: Sequence[Digest]) -> Located:
         """Where each chunk is. An index that cannot be had matters only if the others lack a chunk."""
-        located, rest, failure = self._find(digests)
-        if rest and failure is not None:
-            raise translate(failure, rest, self._reader.name, f"chunk {to_text(rest[0])}") from failure
-        if rest:
-            raise ChunkMissingError(f"chunk {to_text(rest[0])} is in none of {len(self._packs)} packs of {self.name}", rest)
-        return located
-
-    def _find(self, digests: Sequence[Digest]) -> tuple[Located, Sequence[Digest], PuzzlefsError | None]:
-        """Where each chunk is, those that were not found, and why an index could not be had."""
         located: Located = {}
         failure: PuzzlefsError | None = None
         rest = list(digests)
@@ -239,7 +235,17 @@ class PackStore:
                 if entry is not None:
                     located[digest] = (pack, entry)
             rest = [digest for digest in rest if digest not in located]
-        return located, rest, failure
+        if rest and failure is not None:
+            raise translate(failure, rest, self._reader.name, f"chunk {to_text(rest[0])}") from failure
+        if rest:
+            raise ChunkMissingError(f"chunk {to_text(rest[0])} is in none of {len(self._packs)} packs of {self.name}", rest)
+        return located
+
+    def _known_places(self, digests: Iterable[Digest]) -> Located:
+        """Where chunks are, as far as the indexes that have been read tell; not those of profiles, which come as a whole."""
+        known = [(pack, pack.known) for pack in self._packs if pack.known is not None and not pack.known.has_groups]
+        found = ((digest, pack, index.find(digest)) for digest in digests for pack, index in known)
+        return {digest: (pack, entry) for digest, pack, entry in found if entry is not None}
 
     def _peek(self, digests: Sequence[Digest]) -> dict[Digest, bytes]:
         if self._local is None:
@@ -253,9 +259,9 @@ class PackStore:
         Returns the requests that the caller must see to, and adds to `coming` what it must wait for. What another process
         has claimed is in neither.
         """
-        if not located:
-            return []
-        by_pack = _by_pack(located)
+        # Whoever asks for what is coming moves on through the pack all the same.
+        followed = self._known_places(coming)
+        by_pack = _by_pack({**located, **followed})
         wanted = frozenset(located)
         now: list[_Request] = []
         beside: list[_Request] = []
@@ -265,11 +271,14 @@ class PackStore:
             with self._flying.lock:
                 plans: list[tuple[PackMap, Plan]] = []
                 for pack, entries in by_pack.items():
-                    plans.append((pack, self._plan(pack, entries, slots - sum(len(plan.beside) for _, plan in plans))))
+                    plans.append(
+                        (pack, self._plan(pack, entries, followed, slots - sum(len(plan.beside) for _, plan in plans)))
+                    )
                 # Only now that nothing can fail any more: whoever finds a promise waits for it.
                 for pack, plan in plans:
-                    now += [self._request(pack, found, wanted) for found in plan.now]
-                    beside += [self._request(pack, found, frozenset()) for found in plan.beside]
+                    now += self._requests(pack, plan.now, wanted, self._limits)
+                    for found in plan.beside:
+                        beside += self._requests(pack, [found], frozenset(), self._limits)
                 promised = self._flying.futures
                 coming |= {digest: promised[digest] for digest in located if digest in promised and digest not in coming}
         finally:
@@ -280,8 +289,8 @@ class PackStore:
                 pool.run_beside(partial(self._fetch, request))
         return now
 
-    def _plan(self, pack: PackMap, entries: Sequence[PackEntry], slots: int) -> Plan:
-        new = [entry for entry in entries if entry.digest not in self._flying.futures]
+    def _plan(self, pack: PackMap, entries: Sequence[PackEntry], coming: Container[Digest], slots: int) -> Plan:
+        new = [entry for entry in entries if entry.digest not in self._flying.futures and entry.digest not in coming]
         local = self._local
         if local is None:
             return planner.exactly(new, self._limits)
@@ -297,12 +306,17 @@ class PackStore:
             self._on_bulk()
         return plan
 
-    def _request(self, pack: PackMap, found: Range, wanted: frozenset[Digest]) -> _Request:
-        """A request whose chunks are promised, but for those that another process brings."""
+    def _requests(self, pack: PackMap, ranges: Sequence[Range], wanted: frozenset[Digest], limits: Limits) -> list[_Request]:
+        """The requests for `ranges`, whose chunks are promised, but for those that another process brings."""
         if self._local is not None:
-            mine = tuple(entry for entry in found.entries if self._flying.claims.take(entry.digest))
-            found = replace(found, entries=mine)
-        return _Request(pack, found, self._flying.enter(found.entries), wanted)
+            take = self._flying.claims.take
+            mine = (replace(found, entries=tuple(e for e in found.entries if take(e.digest))) for found in ranges)
+            ranges = [found for found in mine if found.entries]
+        at_once = self._reader.ranges_at_once if isinstance(self._reader, RangesReader) else 1
+        return [
+            _Request(pack, group, self._flying.enter([entry for found in group for entry in found.entries]), wanted)
+            for group in planner.grouped(ranges, at_once, limits)
+        ]
 
     def _fetch_all(self, requests: Sequence[_Request]) -> None:
         """Make the requests: one in this thread, the others beside it, or all here where there is no pool."""
@@ -333,33 +347,39 @@ class PackStore:
 
     def _fetch(self, request: _Request) -> None:
         """Make one request and settle the promise of every chunk in it. Never raises."""
-        found = request.found
         where = self._place(request.pack)
+        left = dict(request.futures)
+        decoder = arrivals.Decoder(where)
         try:
-            try:
-                self._stats.add(Count.REQUESTS, source=self._reader.name)
-                began = time.monotonic()
-                data = self._reader.read_range(request.pack.digest, found.offset, found.length)
-                self._link.note(found.length, time.monotonic() - began)
-                self._stats.add(Count.BYTES, len(data), source=self._reader.name)
-                if len(data) != found.length:
-                    raise CorruptError(f"{len(data)} bytes came instead of {found.length}")
-            except PuzzlefsError as error:
-                what = f"bytes {found.offset}+{found.length}"
-                for digest, future in request.futures.items():
-                    self._flying.settle(digest, future, translate(error, [digest], where, what))
-                return
-            # Those that somebody waits for come first.
-            groups: dict[int, bytes] = {}
-            for entry in sorted(found.entries, key=lambda entry: entry.digest not in request.wanted):
-                result = _decode(entry, data, entry.offset - found.offset, groups, where)
+            for entry, stored in self._arriving(request):
+                result = decoder.decode(entry, stored)
                 if entry.digest not in request.wanted:
                     result = self._keep(entry, result, where)
-                self._flying.settle(entry.digest, request.futures[entry.digest], result)
+                self._flying.settle(entry.digest, left.pop(entry.digest), result)
+            if left:
+                raise CorruptError("not all came that was asked for")
+        except PuzzlefsError as error:
+            what = f"bytes {request.ranges[0].offset}+{request.ranges[0].length}"
+            for digest, future in left.items():
+                self._flying.settle(digest, future, translate(error, [digest], where, what))
         except Exception as error:
             log.exception("reading %s failed", where)
-            for digest, future in request.futures.items():
+            for digest, future in left.items():
                 self._flying.settle(digest, future, SourceUnavailableError(f"reading {where} failed: {error}", retryable=False))
+
+    def _arriving(self, request: _Request) -> Iterator[tuple[PackEntry, bytes]]:
+        """The chunks of a request as they come."""
+        self._stats.add(Count.REQUESTS, source=self._reader.name)
+        arriving = arrivals.Arrivals(request.ranges)
+        size = sum(found.length for found in request.ranges)
+        began = time.monotonic()
+        received = 0
+        for offset, block in arrivals.read(self._reader, request.pack.digest, request.ranges):
+            received += len(block)
+            self._stats.add(Count.BYTES, len(block), source=self._reader.name)
+            if received == size:
+                self._link.note(size, time.monotonic() - began)
+            yield from arriving.feed(offset, block)
 
     def _keep(self, entry: PackEntry, raw: bytes | PuzzlefsError, where: str) -> bytes | PuzzlefsError:
         """Check and keep a chunk that was not asked for."""
@@ -411,19 +431,3 @@ def _by_pack(located: Located) -> dict[PackMap, list[PackEntry]]:
     for pack, entry in located.values():
         by_pack.setdefault(pack, []).append(entry)
     return by_pack
-
-
-def _decode(entry: PackEntry, data: bytes, begin: int, groups: dict[int, bytes], where: str) -> bytes | PuzzlefsError:
-    """The chunk whose stored form begins at `begin` of `data`. `groups` keeps the groups that have been decoded."""
-    stored = data[begin : begin + entry.stored_length]
-    try:
-        if entry.codec is not Codec.GROUP:
-            return decode_chunk(entry.codec, stored, entry.raw_length)
-        if begin not in groups:
-            groups[begin] = decode_group(stored)
-        raw = groups[begin][entry.within : entry.within + entry.raw_length]
-        if len(raw) != entry.raw_length:
-            raise CorruptError(f"its group has {len(groups[begin])} bytes, it should lie at {entry.within}+{entry.raw_length}")
-        return raw
-    except CorruptError as error:
-        return ChunkCorruptError(entry.digest, where, str(error))

@@ -99,6 +99,20 @@ def coalesce(entries: Iterable[PackEntry], limits: Limits) -> list[Range]:
     return ranges
 
 
+def grouped(ranges: Iterable[Range], at_once: int, limits: Limits) -> list[tuple[Range, ...]]:
+    """What to ask for in one request each: up to `at_once` ranges of `limits.range_max` bytes together, in their order."""
+    groups: list[tuple[Range, ...]] = []
+    size = 0
+    for found in ranges:
+        if groups and len(groups[-1]) < at_once and size + found.length <= limits.range_max:
+            groups[-1] = (*groups[-1], found)
+            size += found.length
+        else:
+            groups.append((found,))
+            size = found.length
+    return groups
+
+
 def follow(streams: Sequence[Stream], start: int, end: int, limits: Limits) -> tuple[Stream, tuple[Stream, ...]]:
     """The stream that a read of the pack's bytes `start` to `end` belongs to, moved on, and all others.
 

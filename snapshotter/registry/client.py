@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 from urllib.parse import urlencode, urljoin
 
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
 from snapshotter.format.digest import Digest, from_text, sha256, to_text
-from snapshotter.registry import ranges
+from snapshotter.registry import multirange, ranges
 from snapshotter.registry.base import MANIFEST_MAX, Descriptor
 from snapshotter.registry.documents import MANIFEST_TYPES, manifest_type
 from snapshotter.registry.failures import RegistryUnavailableError
+from snapshotter.registry.multirange import ManyRefusedError
+from snapshotter.registry.ranges import Extent
 from snapshotter.registry.reference import is_tag
 from snapshotter.registry.session import RegistrySession
 from snapshotter.registry.transport import Readable, Response
@@ -24,6 +27,8 @@ TAG_PAGE_SIZE = 1000
 
 COMMIT_TIMEOUT = 600.0
 """Seconds that a registry may take to answer an upload: some copy and hash the whole blob before they do."""
+
+_log = logging.getLogger(__name__)
 
 _NEXT = re.compile(r'<([^<>]*)>\s*;[^,]*\brel="?next"?', re.IGNORECASE)
 
@@ -79,15 +84,56 @@ class RegistryStore:
         """See `ImageStore`."""
         if offset < 0 or length < 0:
             raise InvalidError(f"no range of a blob: {length} bytes from {offset} on")
-        if length == 0:
-            return b""
+        return b"".join(block for _, block in self._one(digest, Extent(offset, length))) if length else b""
+
+    @property
+    def ranges_at_once(self) -> int:
+        """See `chunkstore.base.RangesReader`. More than one where the registry itself has answered a request for one: object
+        storage, to which it may redirect, answers with the whole blob."""
+        return multirange.AT_ONCE if self._session.answers_many else 1
+
+    def read_ranges(self, digest: Digest, extents: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+        """See `chunkstore.base.RangesReader`. A registry that turns out not to do several at once is asked one by one."""
+        wanted = {Extent(*extent): extent[1] for extent in extents}
+        if len(wanted) > 1 and self.ranges_at_once > 1:
+            try:
+                for at, block in self._many(digest, list(wanted)):
+                    extent = next(extent for extent in wanted if extent.offset <= at < extent.offset + extent.length)
+                    wanted[extent] -= len(block)
+                    if not wanted[extent]:
+                        del wanted[extent]
+                    yield at, block
+            except ManyRefusedError as error:
+                self._session.answers_many = False
+                _log.info("%s; its ranges are asked for one by one", error)
+        for extent, left in list(wanted.items()):
+            yield from self._one(digest, Extent(extent.offset + extent.length - left, left))
+
+    def _one(self, digest: Digest, extent: Extent) -> Iterator[tuple[int, bytes]]:
         what = self._blob(digest)
-        headers = ranges.header(offset, length)
-        url = self._blob_url(digest)
         with self._session.request(
-            "GET", url, scope=self._pull, what=what, expect=ranges.STATUSES, headers=headers
+            "GET",
+            self._blob_url(digest),
+            scope=self._pull,
+            what=what,
+            expect=ranges.STATUSES,
+            headers=ranges.header(*extent),
         ) as response:
-            return ranges.read(response, offset, length, what)
+            yield from ranges.blocks(response, *extent, what)
+            if self._session.answers_many is None:
+                self._session.answers_many = response.status == 206 and not response.foreign
+
+    def _many(self, digest: Digest, extents: Sequence[Extent]) -> Iterator[tuple[int, bytes]]:
+        what = self._blob(digest)
+        with self._session.request(
+            "GET",
+            self._blob_url(digest),
+            scope=self._pull,
+            what=what,
+            expect=multirange.STATUSES,
+            headers=multirange.header(extents),
+        ) as response:
+            yield from multirange.blocks(response, extents, what)
 
     def read_blob(self, digest: Digest, limit: int) -> bytes:
         """A whole blob whose size nothing has told, at most `limit` bytes, checked against its digest.

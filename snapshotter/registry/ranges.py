@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from snapshotter.errors import CorruptError
 from snapshotter.registry.failures import RegistryUnavailableError
@@ -15,8 +16,17 @@ RANGE_SKIP_MAX = 32 << 20
 STATUSES = (200, 206, 416)
 """The answers that `read` understands."""
 
-_BLOCK = 256 << 10
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
+BLOCK = 64 << 10
+"""Bytes that are waited for at once: 3 ms at 200 Mbit/s, for what is decoded as it comes."""
+
+CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
+
+
+class Extent(NamedTuple):
+    """`length` bytes of a blob from `offset` on."""
+
+    offset: int
+    length: int
 
 
 def header(offset: int, length: int) -> Mapping[str, str]:
@@ -28,16 +38,28 @@ def read(response: Response, offset: int, length: int, what: str) -> bytes:
     """The `length` bytes from `offset` on of what `response` sends, which was asked for them with `header`.
 
     Raises:
+        CorruptError, RegistryUnavailableError: as `blocks`.
+    """
+    return b"".join(block for _, block in blocks(response, offset, length, what))
+
+
+def blocks(response: Response, offset: int, length: int, what: str) -> Iterator[tuple[int, bytes]]:
+    """As `read`, as it comes: blocks with their offset in the blob.
+
+    Raises:
         CorruptError, RegistryUnavailableError: as `range_start`, and the latter also where the body ends too early.
     """
     _skip(response, range_start(response, offset, length, what), what)
-    data = bytearray()
-    while len(data) < length:
-        piece = response.read(min(length - len(data), 4 * _BLOCK))
+    end = offset + length
+    at = offset
+    while at < end:
+        piece = response.read(min(end - at, BLOCK))
         if not piece:
-            raise RegistryUnavailableError(f"{what}: {response.origin} sent {len(data)} of the {length} bytes from {offset} on")
-        data += piece
-    return bytes(data)
+            raise RegistryUnavailableError(
+                f"{what}: {response.origin} sent {at - offset} of the {length} bytes from {offset} on"
+            )
+        yield at, piece
+        at += len(piece)
 
 
 def range_start(response: Response, offset: int, length: int, what: str) -> int:
@@ -63,7 +85,7 @@ def range_start(response: Response, offset: int, length: int, what: str) -> int:
                 retryable=False,
             )
         return offset
-    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+    match = CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
     if match is None:
         raise CorruptError(f"{what}: {response.origin} answers a range request without saying which range it sends")
     first, last = int(match[1]), int(match[2])
@@ -76,7 +98,7 @@ def range_start(response: Response, offset: int, length: int, what: str) -> int:
 
 def _skip(response: Response, count: int, what: str) -> None:
     while count > 0:
-        piece = response.read(min(count, _BLOCK))
+        piece = response.read(min(count, BLOCK))
         if not piece:
             raise CorruptError(f"{what} ends before the range that was asked for")
         count -= len(piece)

@@ -25,6 +25,8 @@ class RegistrySession:
         self._authorizer = Authorizer(transport, source, clock)
         self.uploads = Turns()
         """Whose turn it is to upload a blob to a repository (see `client.RegistryStore.put_blob`)."""
+        self.answers_many: bool | None = None
+        """Whether it answers requests for several ranges of a blob; None as long as it has not answered one for one."""
 
     @property
     def host(self) -> str:

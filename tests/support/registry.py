@@ -22,7 +22,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -378,7 +378,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "BLOB_UNKNOWN")
             return
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest, "Accept-Ranges": "bytes"}
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        asked = self.headers.get("Range", "")
+        several = re.findall(r"(\d+)-(\d+)", asked) if re.fullmatch(r"bytes=\d+-\d+(,\d+-\d+)+", asked) else []
+        if several and not self.fault.ignore_range:
+            # as Go's http.ServeContent writes it, which docker-registry uses
+            parts = [(int(first), data[int(first) : int(last) + 1]) for first, last in several]
+            headers["Content-Type"] = "multipart/byteranges; boundary=abc"
+            self._answer(206, multipart(parts, len(data), b"abc"), headers)
+            return
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
         if match is None or self.fault.ignore_range:
             self._answer(200, data, headers)
             return
@@ -523,6 +531,15 @@ class _Handler(BaseHTTPRequestHandler):
             stops.append(end)
         if stops:
             self.close_connection = True
+
+
+def multipart(parts: Iterable[tuple[int, bytes]], size: int, boundary: bytes) -> bytes:
+    """The body of an answer with several ranges (offset, bytes) of a blob of `size` bytes (RFC 9110, 14.6)."""
+    body = b""
+    for offset, data in parts:
+        place = b"Content-Range: bytes %d-%d/%d" % (offset, offset + len(data) - 1, size)
+        body += b"--%s\r\n%s\r\nContent-Type: application/octet-stream\r\n\r\n%s\r\n" % (boundary, place, data)
+    return body + b"--%s--\r\n" % boundary
 
 
 def _basic(username: str, password: str) -> str:

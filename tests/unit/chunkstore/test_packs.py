@@ -19,7 +19,7 @@ from snapshotter.format.annotations import PackPlace
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.pack import HEADER, PackIndex
 from snapshotter.registry.failures import RegistryUnavailableError
-from tests.support.chunks import MemoryBlobs, MemoryLocal, at_once, make_pack, refs, some_chunks
+from tests.support.chunks import MemoryBlobs, MemoryLocal, RangedBlobs, at_once, make_pack, refs, some_chunks
 
 CHUNKS = some_chunks(40)
 PLACE, PACK, ENTRIES = make_pack(CHUNKS)
@@ -84,6 +84,21 @@ class TestRequests:
         setup.reader.before = meet
         wanted = [CHUNKS[0], CHUNKS[10], CHUNKS[20]]
         assert setup.store(QUIET).get(refs(wanted)) == wanted
+
+    def test_ranges_of_one_read_are_one_request_to_a_reader_that_does_several(self, setup: Setup) -> None:
+        setup.reader = RangedBlobs()
+        setup.reader.add(PACK)
+        wanted = [CHUNKS[0], CHUNKS[10], CHUNKS[20]]
+        assert setup.store(QUIET).get(refs(wanted)) == wanted
+        assert len(setup.reader.asked) == 1
+
+    def test_what_is_brought_is_asked_for_in_requests_of_bounded_size_in_the_order_given(self, setup: Setup) -> None:
+        setup.reader = RangedBlobs()
+        setup.reader.add(PACK)
+        wanted = [CHUNKS[number] for number in (31, 9, 1, 5, 35)]
+        setup.store(QUIET).bring([sha256(raw) for raw in wanted], 3 * STORED)
+        assert [offset for _, offset, _ in setup.reader.asked] == [ENTRIES[31].offset, ENTRIES[5].offset]
+        assert [setup.local.chunks[sha256(raw)] for raw in wanted] == wanted
 
     def test_without_a_cache_nothing_but_the_wanted_is_moved(self, setup: Setup) -> None:
         setup.store(local=False).get(refs(CHUNKS[:1]))

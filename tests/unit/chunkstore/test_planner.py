@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.chunkstore.planner import STREAMS, Limits, Range, Stream, ahead, coalesce, exactly, follow, plan
+from snapshotter.chunkstore.planner import STREAMS, Limits, Range, Stream, ahead, coalesce, exactly, follow, grouped, plan
 from snapshotter.format.compression import Codec
 from snapshotter.format.digest import Digest
 from snapshotter.format.pack import PackEntry
@@ -74,6 +74,19 @@ class TestCoalesce:
     def test_overlapping_chunks_of_a_wrong_index_make_no_wrong_ranges(self) -> None:
         ranges = coalesce([entry(0, 0, 300), entry(1, 0, 10), entry(2, 50, 10)], LIMITS)
         assert [(r.offset, r.length) for r in ranges] == [(0, 300)]
+
+
+class TestGrouped:
+    @given(packs(), st.integers(1, 5), st.integers(0, 3000))
+    def test_all_ranges_are_asked_for_in_their_order_and_within_bounds(
+        self, pack: list[PackEntry], at_once: int, most: int
+    ) -> None:
+        ranges = coalesce(pack[::2], Limits(gap=0))
+        groups = grouped(ranges, at_once, Limits(range_max=most))
+        assert [found for group in groups for found in group] == ranges
+        assert all(len(group) == 1 or (len(group) <= at_once and sum(r.length for r in group) <= most) for group in groups)
+        for a, b in pairwise(groups):
+            assert len(a) == at_once or sum(r.length for r in a) + b[0].length > most
 
 
 class TestFollow:

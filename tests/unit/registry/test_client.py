@@ -133,6 +133,83 @@ def test_a_stall_within_a_range_is_a_timeout(registry: FakeRegistry, blob: Descr
         assert caught.value.retryable
 
 
+# Several ranges
+
+EXTENTS = [(100, 50), (4000, 1000), (9, 1)]
+
+
+def several(store: RegistryStore, blob: Descriptor) -> dict[int, bytes]:
+    """The bytes of `EXTENTS` as they come."""
+    return dict(store.read_ranges(blob.digest, EXTENTS))
+
+
+WHOLE = {offset: DATA[offset : offset + length] for offset, length in EXTENTS}
+
+
+def test_several_ranges_are_one_request_once_the_registry_has_answered_one(
+    registry: FakeRegistry, store: RegistryStore, blob: Descriptor
+) -> None:
+    assert store.ranges_at_once == 1
+    assert several(store, blob) == WHOLE
+    assert [request.range for request in registry.requests] == ["bytes=100-149", "bytes=4000-4999", "bytes=9-9"]
+    assert store.ranges_at_once > 1
+    assert several(store, blob) == WHOLE
+    assert [request.range for request in registry.requests[3:]] == ["bytes=100-149,4000-4999,9-9"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(ignore_range=True),
+        Fault(status=501),
+        Fault(status=400),
+        Fault(headers={"Content-Type": "text/plain"}),
+        Fault(corrupt=3),
+    ],
+)
+def test_a_registry_that_does_not_do_several_is_asked_one_by_one_and_not_tried_again(
+    registry: FakeRegistry, store: RegistryStore, blob: Descriptor, fault: Fault
+) -> None:
+    store.read_range(blob.digest, 0, 1)
+    registry.inject(fault)
+    assert several(store, blob) == WHOLE
+    assert store.ranges_at_once == 1
+    before = len(registry.requests)
+    assert several(store, blob) == WHOLE
+    assert len(registry.requests) - before == 3
+
+
+def test_what_came_before_an_answer_went_wrong_is_not_asked_for_again(
+    registry: FakeRegistry, store: RegistryStore, blob: Descriptor
+) -> None:
+    store.read_range(blob.digest, 0, 1)
+    registry.inject(Fault(corrupt=150))  # behind the first part
+    assert several(store, blob) == WHOLE
+    assert [request.range for request in registry.requests[2:]] == ["bytes=4000-4999", "bytes=9-9"]
+
+
+def test_an_answer_with_several_ranges_that_breaks_off_is_worth_a_retry(
+    registry: FakeRegistry, store: RegistryStore, blob: Descriptor
+) -> None:
+    store.read_range(blob.digest, 0, 1)
+    registry.inject(Fault(cut=200))
+    with pytest.raises(RegistryUnavailableError) as caught:
+        several(store, blob)
+    assert caught.value.retryable
+    assert store.ranges_at_once > 1
+    assert several(store, blob) == WHOLE
+
+
+def test_object_storage_is_never_asked_for_several(registry: FakeRegistry, store: RegistryStore, blob: Descriptor) -> None:
+    with FakeRegistry() as storage:
+        storage.put_blob("bucket", DATA)
+        registry.inject(Fault(redirect=f"{storage.url}/v2/bucket/blobs/{to_text(blob.digest)}"), times=4)
+        store.read_range(blob.digest, 0, 1)
+        assert store.ranges_at_once == 1
+        assert several(store, blob) == WHOLE
+        assert len(storage.requests) == 4
+
+
 def test_a_range_from_object_storage(registry: FakeRegistry, store: RegistryStore, blob: Descriptor) -> None:
     with FakeRegistry() as storage:
         storage.put_blob("bucket", DATA)
