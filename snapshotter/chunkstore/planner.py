@@ -37,7 +37,7 @@ class Limits:
     range_max: int = 2048 * _KIB
     window_first: int = 0
     window_max: int = 4096 * _KIB
-    share: int = 16
+    share: int = 8
     beside_max: int = 128 * _KIB
     raw_max: int = 32768 * _KIB
 
@@ -71,6 +71,9 @@ class Stream:
 
 ENTRIES_MAX = 4096
 """Chunks that one step of planning looks at; an index may claim millions of chunks of a byte each."""
+
+REACH_MAX = 128
+"""Chunks after a read of which it is looked whether they are here."""
 
 STREAMS = 16
 """Readers that are told apart in one pack; the one that moved longest ago is forgotten."""
@@ -174,6 +177,7 @@ def plan(
     beside: list[Range] = []
     for run in coalesce(wanted, limits):
         stream, others = follow(streams, run.offset, run.end, limits)
+        stream = replace(stream, position=_reach(stream.position, between, here, limits))
         extra = [entry for entry in ahead(between(run.end, stream.position), stream.position, limits) if not here(entry)]
         extra = [entry for entry in extra if entry not in now]
         fresh = any(entry in new for entry in run.entries)
@@ -190,6 +194,17 @@ def plan(
         tuple(_filled(found, between, here) for found in beside),
         tuple(streams),
     )
+
+
+def _reach(
+    position: int, between: Callable[[int, int], Iterable[PackEntry]], here: Callable[[PackEntry], bool], limits: Limits
+) -> int:
+    """How far everything is here or on its way from `position` on: a reader comes through that without being heard of."""
+    for entry in islice(between(position, position + limits.window_max), REACH_MAX):
+        if entry.offset > position + limits.gap or not here(entry):
+            break
+        position = max(position, entry.offset + entry.stored_length)
+    return position
 
 
 def _filled(found: Range, between: Callable[[int, int], Iterable[PackEntry]], here: Callable[[PackEntry], bool]) -> Range:

@@ -9,10 +9,10 @@ from typing import ClassVar
 import pytest
 
 from snapshotter.chunkstore.base import ChunkRef
-from snapshotter.format import codec
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.writer import encode
 from snapshotter.mount import companions, elf
 from snapshotter.mount.companions import NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
 from snapshotter.mount.loading import LIBRARY_CODE, PROGRAM_CODE, Loading
@@ -62,7 +62,7 @@ def make_tree(files: Files, links: Mapping[str, str] | None = None) -> tuple[Tre
         return ino
 
     add("")
-    return Tree(Rootfs.open(codec.encode(RootfsContent([nodes])))), numbers
+    return Tree(Rootfs.open(encode(RootfsContent([nodes])))), numbers
 
 
 def names(files: Files, refs: list[ChunkRef]) -> list[str]:
