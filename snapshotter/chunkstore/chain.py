@@ -133,7 +133,7 @@ class Node:
         fetched_once = Observed(single, self.reads, "fetch", layer)
         cached = CachedStore(self.cache, fetched_once, verity_of)
         noted = Observed(RecentStore(self._recent, cached), self.reads, "read", layer)
-        return Foreseen(noted, stores[0]) if stores else noted
+        return Foreseen(noted, lambda: stores[self._health.best(fetched)]) if stores else noted
 
     def _link(self, source: BlobReader) -> Link:
         """What is known of the way to `source`, which many layers may be read from."""

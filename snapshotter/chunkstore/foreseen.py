@@ -7,7 +7,7 @@ read waits for all of it, only for the chunk that it wants (`packs.PackStore.beg
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
 from snapshotter.chunkstore.packs import PackStore
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class Foreseen:
-    """Has what is expected brought by `store` into the cache of the node, and answers from `inner`."""
+    """Has what is expected brought into the cache of the node, by the store that `choose` gives, and answers from `inner`."""
 
-    def __init__(self, inner: ChunkStore, store: PackStore) -> None:
+    def __init__(self, inner: ChunkStore, choose: Callable[[], PackStore]) -> None:
         self._inner = inner
-        self._store = store
+        self._choose = choose
         self._near: AtHand | None = inner if isinstance(inner, AtHand) else None
 
     @property
@@ -35,7 +35,7 @@ class Foreseen:
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         """See `Foreseeing`."""
         try:
-            self._store.begin([ref.digest for ref in wanted if not ref.compressed], RANGE)
+            self._choose().begin([ref.digest for ref in wanted if not ref.compressed], RANGE)
         except PuzzlefsError as error:
             log.debug("not all that was expected can be brought: %s", error)
 

@@ -43,6 +43,13 @@ class Health:
                 well.append(source)
         return [*well, *ailing]
 
+    def best(self, sources: Sequence[ChunkStore]) -> int:
+        """Which of `sources` (at least one) `order` would put first, for what may fail: nobody is sent to find out anything."""
+        now = self._clock()
+        with self._lock:
+            well = (number for number, each in enumerate(sources) if self._ailing.get(each.name, (now, 0.0))[0] <= now)
+            return next(well, 0)
+
     def failed(self, source: ChunkStore) -> None:
         """`source` did not answer what another one had, or did not answer at all."""
         now = self._clock()

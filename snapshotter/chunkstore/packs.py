@@ -7,6 +7,7 @@ Chunks that were asked for go up as they are, for `verify` to check; all others 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -50,6 +51,9 @@ of one file so, at most."""
 
 LANES = 2
 """Requests of `PackStore.bring` that are under way at once: one travels while the other is decoded."""
+
+OTHERS_MAX = 3
+"""How often a read waits for what others bring and asks again if that fails; then their failure is its own."""
 
 POLL = 0.003
 """Seconds between looks for a chunk that another process is bringing: what one takes at 200 Mbit/s."""
@@ -116,14 +120,18 @@ class PackStore:
         if compressed:
             raise ChunkMissingError(f"chunk {to_text(compressed[0])} is in none of the packs of {self.name}", compressed)
         rest = list(dict.fromkeys(ref.digest for ref in wanted))
-        while rest:
+        for attempt in itertools.count(1):
+            if not rest:
+                break
             with self._flying.lock:
                 coming = {digest: self._flying.futures[digest] for digest in rest if digest in self._flying.futures}
+            # Others may ask another source, or ask in vain: whoever waited for them then asks for itself.
+            others = frozenset(coming) if attempt <= OTHERS_MAX else frozenset()
             # Looked up after what is coming: what has just landed is in the cache by now, since it is put there first.
             got |= self._peek([digest for digest in rest if digest not in coming])
             located = self._locate([digest for digest in rest if digest not in coming and digest not in got])
             self._fetch_all(self._begin(located, coming))
-            got |= self._collect(coming)
+            got |= self._collect(coming, others)
             rest = [digest for digest in rest if digest not in got]
             if rest:
                 self._await_others(rest, got, deadline)
@@ -393,8 +401,11 @@ class PackStore:
             log.warning("read ahead: %s", raw)
         return raw
 
-    def _collect(self, coming: Mapping[Digest, Future[bytes]]) -> dict[Digest, bytes]:
-        """Wait for all of `coming`. If some fail, keep the others in the cache, so that they need not be fetched again."""
+    def _collect(self, coming: Mapping[Digest, Future[bytes]], others: Container[Digest]) -> dict[Digest, bytes]:
+        """Wait for all of `coming`; those that `others` bring may fail, and lack then.
+
+        If one of one's own fails, the rest is kept in the cache, so that it need not be fetched again.
+        """
         got: dict[Digest, bytes] = {}
         errors: list[PuzzlefsError] = []
         for digest, future in coming.items():
@@ -405,7 +416,8 @@ class PackStore:
                 errors.append(SourceUnavailableError(message, retryable=False))
                 break
             except PuzzlefsError as error:
-                errors.append(error)
+                if digest not in others:
+                    errors.append(error)
         if not errors:
             return got
         if self._local is not None:

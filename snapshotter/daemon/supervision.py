@@ -88,7 +88,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Mounts may come soon."""
+    """A mount may come soon."""
 
 
 Event = Placed | Found | Ended | Silent | Refused | Gone | Tick | Expected
@@ -202,8 +202,8 @@ class Supervision:
             case Tick():
                 return self._tick(now)
             case Expected():
-                waiting = [place for place in self.places.values() if place.ordinary and place.phase is Phase.EMPTY]
-                return [action for place in waiting for action in self._start(place, now)]
+                running = any(place.phase is not Phase.EMPTY for place in self.places.values())
+                return [] if running else self._start(next(iter(self.places.values())), now)
 
     def due(self) -> float | None:
         """When the next `Tick` must come; None if nothing waits for one."""

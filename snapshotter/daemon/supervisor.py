@@ -140,7 +140,7 @@ class Supervisor:
                     self._forget(mount.ident)
 
     def stand_by(self) -> None:
-        """Start the workers that mounts will be given to: a process takes 0.2 s, which a first start need not wait for."""
+        """Start a worker if none runs: a process takes 0.2 s to start, which the first image need not wait for."""
         self._step(supervision.Expected())
 
     def clear(self, directory: Path) -> int:

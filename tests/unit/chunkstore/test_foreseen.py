@@ -115,3 +115,33 @@ def test_it_is_neither_read_nor_recorded_and_begins_no_start(setup: Setup, tmp_p
     assert setup.node.report()["reads"]["read"]["counts"] == [0] * 17
     window.end()
     store.close()
+
+
+def test_a_read_that_waited_for_what_failed_at_another_source_asks_its_own(tmp_path: Path) -> None:
+    """What is expected is asked of the first source, which does not have it: the reader has it from the second."""
+    entered, release = threading.Event(), threading.Event()
+    first, second = MemoryBlobs("first"), MemoryBlobs("second")
+    second.add(PACK)
+
+    def hold(*_: object) -> None:
+        entered.set()
+        assert release.wait(PATIENCE)
+
+    node = Node(tmp_path, read_timeout=PATIENCE)
+    node.fetch_indexes([PLACE], [second])
+    chain = node.chain([PLACE], [first, second])
+    assert isinstance(chain, Foreseen)
+    try:
+        first.before = hold
+        chain.expect(refs(CHUNKS[4:6]))
+        assert entered.wait(PATIENCE)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(chain.get, refs(CHUNKS[4:6]))
+            release.set()
+            assert waiting.result(PATIENCE) == CHUNKS[4:6]
+        before = len(first.asked)
+        chain.expect(refs(CHUNKS[20:22]))
+        assert chain.get(refs(CHUNKS[20:22])) == CHUNKS[20:22]
+        assert len(first.asked) == before, "who had lacked something is not asked first again"
+    finally:
+        node.close()

@@ -87,3 +87,16 @@ def test_a_source_that_lacks_what_another_has_is_asked_after_it(clock: Clock) ->
     for _ in range(3):
         assert fallback.get(refs(CHUNKS[:2])) == CHUNKS[:2]
     assert (len(mirror.asked), len(registry.asked)) == (1, 3)
+
+
+def test_the_best_is_the_first_that_has_not_failed_lately_and_telling_it_changes_nothing(clock: Clock) -> None:
+    health, stores = Health(clock), [StubStore(name="one"), StubStore(name="two")]
+    assert health.best(stores) == 0
+    health.failed(stores[0])
+    assert health.best(stores) == health.best(stores) == 1
+    health.failed(stores[1])
+    assert health.best(stores) == 0
+    health.answered(stores[1])
+    clock.now += FIRST_PAUSE
+    assert health.best(stores) == 0
+    assert health.order(stores) == stores, "whose turn it is to find out has not been taken"

@@ -92,13 +92,19 @@ def test_mounts_are_spread_over_the_workers_which_start_when_needed() -> None:
     assert sorted(map(sorted, world.running.values())) == [["a", "c"], ["b", "d"]]
 
 
-def test_where_mounts_are_expected_the_workers_run_before_they_come_and_start_once() -> None:
+def test_where_a_mount_is_expected_one_worker_runs_before_it_comes_and_starts_once() -> None:
     world = World(2)
-    assert world.step(Expected()) == [Start(0), Start(1)]
+    assert world.step(Expected()) == [Start(0)]
     assert world.step(Expected()) == []
     assert world.step(Placed("a")) == [Serve(0, "a")]
-    assert world.die(1) == []  # it had nothing to serve
     assert world.step(Placed("b")) == [Start(1), Serve(1, "b")]
+
+
+def test_one_that_was_expected_to_serve_and_dies_before_is_not_followed() -> None:
+    world = World(1)
+    world.step(Expected())
+    assert world.die(0) == []
+    assert world.step(Placed("a")) == [Start(0), Serve(0, "a")]
 
 
 def test_the_next_process_gets_the_mounts_of_the_one_that_died_at_once() -> None:
