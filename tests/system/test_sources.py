@@ -32,7 +32,8 @@ def load(node: Node, server: Server, image: str, directory: Path, *, hint: bool)
     manifest = server.registry.manifest(repository, tag)
     config = json.loads(server.registry.blob(repository, manifest["config"]["digest"]))
     chain = None
-    with Containerd(node.containerd.socket, node.containerd.namespace) as containerd:
+    # with a lease, or containerd might collect a layer before the next one is there
+    with Containerd(node.containerd.socket, node.containerd.namespace) as containerd, containerd.lease():
         for layer, text in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
             parent, chain = chain, chain_id(chain, from_text(text))
             labels = {
@@ -44,6 +45,8 @@ def load(node: Node, server: Server, image: str, directory: Path, *, hint: bool)
             key = f"extract-{secrets.token_hex(4)} {to_text(chain)}"
             with pytest.raises(AlreadyExistsError):
                 containerd.prepare("puzzlefs", key, to_text(parent) if parent else "", labels)
+        used = {"containerd.io/gc.ref.snapshot.puzzlefs": to_text(chain)} if chain else {}
+        containerd.label_content(from_text(manifest["config"]["digest"]), used)
 
 
 def test_an_image_that_was_loaded_needs_no_registry(node: Node, server: Server, plain: Published, tmp_path: Path) -> None:
