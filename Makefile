@@ -4,7 +4,7 @@
 #   make deb     the Debian package, in dist/
 #   make test    lint and every tier of tests that this machine can run (CI=true: a missing tool is a failure)
 #   make fuzz    hostile input, SECONDS for each of its readers
-.PHONY: demo bench fuzz test day lint format unit system faults venv demo-packages packages containerds podmans image kernel upstream roots lock clean
+.PHONY: demo bench fuzz test day lint format unit system faults venv demo-packages packages containerds podmans image kernels upstream roots lock clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -53,7 +53,7 @@ unit: venv
 	$(pytest) -q -n 2 -m 'not root' tests
 
 # the tests with real mounts, containerd and a registry, one after the other: they share the machine's kernel
-system: packages venv image containerds podmans kernel upstream
+system: packages venv image containerds podmans kernels upstream
 	$(pytest) -m root --durations=10 tests
 
 # a registry that does everything wrong that one can, for so many starts of containers and full reads; part of `system` with few
@@ -99,9 +99,9 @@ podmans: packages
 image: demo-packages
 	@$(PYTHON) -m tests.support.debian
 
-# a kernel with fs-verity, for the tests in a virtual machine
-kernel: packages
-	@scripts/kernel
+# other kernels than this machine's, for the tests in a virtual machine
+kernels: packages
+	@scripts/kernels
 
 # upstream's own program, to compare with, where Rust is there to build it
 upstream: packages

@@ -136,7 +136,7 @@ class Session:
             handler = _HANDLERS.get(opcode)
             if handler is None:
                 # ENOSYS makes the kernel stop asking, and do what is right without a server's help: no message per open,
-                # flush and poll, SEEK_DATA from the size, ENOTTY for ioctl.
+                # flush and poll, SEEK_DATA from the size.
                 return [wire.pack_header(request.unique, 0, errno.EROFS if opcode in wire.WRITING else errno.ENOSYS)]
             payload = handler(self, request)
             return [wire.pack_header(request.unique, len(payload)), payload]
@@ -325,6 +325,11 @@ def _nothing(session: Session, request: Request) -> bytes:
     return b""
 
 
+def _ioctl(session: Session, request: Request) -> bytes:
+    # Not ENOSYS: it spares no message, and kernels such as 5.10 show it to the caller.
+    raise _ErrnoError(errno.ENOTTY)
+
+
 # Functions and not methods of each session: with those, a session would be in a circle, and go only when one is looked for.
 _HANDLERS: Mapping[int, Callable[[Session, Request], bytes]] = {
     Opcode.LOOKUP: Session._lookup,
@@ -335,6 +340,7 @@ _HANDLERS: Mapping[int, Callable[[Session, Request], bytes]] = {
     Opcode.GETXATTR: Session._getxattr,
     Opcode.LISTXATTR: Session._listxattr,
     Opcode.STATFS: Session._statfs,
+    Opcode.IOCTL: _ioctl,
     Opcode.INIT: Session._init,
     Opcode.DESTROY: _nothing,
     Opcode.RELEASE: _nothing,

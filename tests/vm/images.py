@@ -20,7 +20,11 @@ from tests.support.debian import SUITE, apt_mirrors, apt_proxies
 from tests.support.processes import run
 from tests.support.tools import MissingToolError
 
-KERNEL = tools.STATE / "kernel"
+KERNELS = tools.STATE / "kernels"
+FS_VERITY = "bookworm-backports"
+"""The release of Debian whose cloud kernel has fs-verity."""
+OLD = "bullseye"
+"""The oldest one whose cloud kernel is still to be had: Linux 5.10."""
 KEPT = tools.STATE / "vm"
 PYTHON = (3, 11)
 """The version of Debian 12's interpreter, for which the packages of the virtual environment must have been built."""
@@ -165,23 +169,24 @@ class Root:
             (wants / unit.name).symlink_to("/etc/systemd/system/machine-agent.service")
 
 
-def kernel() -> Path:
-    """The kernel's image.
+def kernel(release: str) -> Path:
+    """The image of a release's kernel.
 
     Raises:
-        MissingToolError: `scripts/kernel` has not been run.
+        MissingToolError: `scripts/kernels` has not been run.
     """
-    found = sorted(KERNEL.glob("boot/vmlinuz-*"))
+    found = sorted((KERNELS / release).glob("boot/vmlinuz-*"))
     if not found:
-        raise MissingToolError("no kernel in .tools/kernel: `make kernel` provides it")
+        raise MissingToolError(f"no kernel in .tools/kernels/{release}: `make kernels` provides it")
     return found[-1]
 
 
-def initramfs(modules: Sequence[str], names: Sequence[str]) -> bytes:
-    """A first root that loads `modules`, names the disks by `names` in their order, and goes on into the first of them."""
+def initramfs(release: str, modules: Sequence[str], names: Sequence[str]) -> bytes:
+    """A first root that loads `modules` of a release's kernel, names the disks by `names` in their order, and goes on into the
+    first of them."""
     loaded: dict[str, bytes] = {}
     for module in modules:
-        _load(module, loaded)
+        _load(release, module, loaded)
     files = {
         "bin/busybox": (Path(tools.find("busybox")).read_bytes(), 0o755),
         "init": (_INIT.format(modules=" ".join(loaded), names=" ".join(names)).encode(), 0o755),
@@ -190,16 +195,19 @@ def initramfs(modules: Sequence[str], names: Sequence[str]) -> bytes:
     return gzip.compress(_cpio(files), 1)
 
 
-def _load(module: str, loaded: dict[str, bytes]) -> None:
+def _load(release: str, module: str, loaded: dict[str, bytes]) -> None:
     """Put `module` behind what it depends on; what is not a file of its own is part of the kernel."""
-    found = next(KERNEL.glob(f"lib/modules/*/kernel/**/{module.replace('-', '_')}.ko.xz"), None)
-    found = found or next(KERNEL.glob(f"lib/modules/*/kernel/**/{module.replace('_', '-')}.ko.xz"), None)
+    names = {module.replace("-", "_"), module.replace("_", "-")}
+    files = (file for name in names for file in (KERNELS / release).glob(f"lib/modules/*/kernel/**/{name}.ko*"))
+    found = next(files, None)
     if found is None or module in loaded:
         return
-    data = lzma.decompress(found.read_bytes())
+    data = found.read_bytes()
+    if found.suffix == ".xz":
+        data = lzma.decompress(data)
     depends = re.search(rb"\0depends=([^\0]*)\0", data)
     for other in depends[1].decode().split(",") if depends and depends[1] else []:
-        _load(other, loaded)
+        _load(release, other, loaded)
     loaded[module] = data
 
 

@@ -1,4 +1,4 @@
-"""A virtual machine with a kernel that this one may not have: Debian's cloud kernel under qemu, in software emulation.
+"""A virtual machine with a kernel that this one may not have: one of Debian's cloud kernels under qemu, in software emulation.
 
     with Machine(work, code=True, disks=[work / "disk.img"]) as machine:
         done = machine.run("python3 -c 'print(1)'", timeout=60)      # as root, through sh
@@ -7,8 +7,8 @@
 It boots to the first command in 5 to 10 seconds; a program takes some ten times as long as on the host. Inside there is a
 minimal Debian 12 (`Root`, made once and kept under ``.tools/vm``; what a machine writes to it is gone with the machine), with
 ``code`` this source tree at /code/source with the packages of the virtual environment (``python3`` finds both), and each of
-`disks` as /dev/disk/<name without suffix>, changes kept. The kernel has FUSE and ext4; further `modules` are loaded by name
-with what they depend on. With ``systemd`` among the root's packages, systemd is process 1; otherwise a script is.
+`disks` as /dev/disk/<name without suffix>, changes kept. There are FUSE and ext4; further `modules` are loaded by name with
+what they depend on. With ``systemd`` among the root's packages, systemd is process 1; otherwise a script is.
 
 Needs no privileges but those that making a root takes (root, for mmdebstrap).
 """
@@ -28,6 +28,8 @@ from tests.support import tools
 from tests.support.processes import CommandError, Service
 from tests.vm import images
 
+_DEVICES = ("virtio_pci", "virtio_blk", "virtio_console", "fuse")
+"""Modules that every machine needs; where they are part of the kernel there is nothing to load."""
 BOOT_TIMEOUT = 180.0
 """Seconds until the machine must answer; 5 on an idle host."""
 
@@ -47,6 +49,7 @@ class Machine:
         self,
         work: Path,
         *,
+        kernel: str = images.FS_VERITY,
         root: images.Root | None = None,
         code: bool = False,
         disks: Sequence[Path] = (),
@@ -67,12 +70,12 @@ class Machine:
         drives += [(disk, False) for disk in disks]
         names = ["root", *mounts, *(disk.stem for disk in disks)]
         initramfs = work / "initramfs"
-        initramfs.write_bytes(images.initramfs(["virtio_blk", *modules], names))
+        initramfs.write_bytes(images.initramfs(kernel, [*_DEVICES, *modules], names))
         init = "/lib/systemd/systemd" if chosen.systemd else "/sbin/machine-init"
         self._command: list[str | Path] = [
             tools.find("qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
             "-accel", "tcg,thread=multi", "-cpu", "Westmere,-cx16", "-smp", "2", "-m", str(memory),
-            "-kernel", images.kernel(), "-initrd", initramfs,
+            "-kernel", images.kernel(kernel), "-initrd", initramfs,
             "-append", f"console=ttyS0 quiet panic=-1 mitigations=off machine.init={init} {kernel_arguments}",
             "-serial", f"file:{self._console}",
             "-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=agent",

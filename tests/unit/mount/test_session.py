@@ -339,3 +339,10 @@ def test_statx_is_refused_so_that_the_kernel_asks_for_what_there_is() -> None:
     session, _, failures = make_session()
     assert ask(session, Opcode.STATX, bytes(24), nodeid=2) == (errno.ENOSYS, b"")
     assert failures == []
+
+
+def test_ioctl_is_refused_as_a_file_system_without_any_refuses_it() -> None:
+    """Linux 5.10 shows the caller what is answered here; ENOSYS, to a program, means that there is no such system call."""
+    session, _, failures = make_session()
+    assert ask(session, Opcode.IOCTL, bytes(32), nodeid=2) == (errno.ENOTTY, b"")
+    assert failures == []
