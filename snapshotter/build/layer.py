@@ -30,6 +30,9 @@ ATTRIBUTES_MAX = 256 << 20
 FILE_BYTES_MAX = 1 << 40
 """Most bytes of the files of one layer, holes included: a sparse file of a few bytes in a tar can claim to have 8 EiB."""
 
+HOLE_BYTES_MAX = 64 << 30
+"""Most bytes of holes in one layer. An image stores them as zeros, so that a few bytes of a tar can cost hours."""
+
 XATTR_KEY_MAX = 255  # XATTR_NAME_MAX
 XATTR_VALUE_MAX = 64 << 10  # XATTR_SIZE_MAX
 SYMLINK_MAX = 4095  # PATH_MAX less the final NUL
@@ -66,6 +69,11 @@ def read_layer(reader: TarReader, below: Sequence[Node], take: TakeContent) -> N
     for count, header in enumerate(reader):
         if count >= ENTRIES_MAX:
             raise InvalidError(f"the layer has more than {ENTRIES_MAX} entries")
+        if reader.hole_bytes > HOLE_BYTES_MAX:
+            raise InvalidError(
+                f"tar member {header.name!r} brings the holes of the layer's sparse files to more than"
+                f" {HOLE_BYTES_MAX >> 30} GiB"
+            )
         layer.apply(header, reader, take)
     return layer.root
 

@@ -60,6 +60,8 @@ class TarReader:
         self._padding = 0
         self._runs: list[tuple[int, int]] = []  # (zero bytes, data bytes) still to be given, last first
         self._member = b""
+        self.hole_bytes = 0
+        """Bytes of holes in the members so far."""
 
     def __iter__(self) -> Iterator[TarHeader]:
         """The members in order.
@@ -219,6 +221,7 @@ class TarReader:
             self._runs = [(0, stored)]
         else:
             self._runs = runs_of(runs, header, self._stored)
+            self.hole_bytes += header.size - self._stored
             header.type = b"0"
         return header
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Callable, Iterator
 
@@ -381,3 +382,22 @@ def test_the_sum_of_everything_is_bounded(builder: Builder, monkeypatch: pytest.
         builder.tar(tar(*[file(b"%d" % n, xattrs={"user.a": bytes(500)}) for n in range(2)]))
     with pytest.raises(InvalidError, match="brings the layer's files"):
         builder.tar(tar(*[file(b"%d" % n, bytes(1500)) for n in range(2)]))
+
+
+def test_holes_are_bounded_over_all_files_of_a_layer(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes of a tar can claim any number of zeros, which are stored as such."""
+
+    def archive(*members: str) -> bytes:
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as made:
+            for member in members:
+                info = tarfile.TarInfo(member)
+                info.size = 5
+                info.pax_headers = {"GNU.sparse.map": "4000,5", "GNU.sparse.realsize": "4005"}
+                made.addfile(info, io.BytesIO(b"bytes"))
+        return stream.getvalue()
+
+    monkeypatch.setattr(layer_module, "HOLE_BYTES_MAX", 8000)
+    assert names(builder.tar(archive("a", "b"))) == {b"a", b"b"}
+    with pytest.raises(InvalidError, match=r"tar member b'c' brings the holes of the layer's sparse files to more than"):
+        builder.tar(archive("a", "b", "c"))

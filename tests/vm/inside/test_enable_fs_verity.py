@@ -57,3 +57,29 @@ def test_mounted_by_its_digest(verity_disk: Path, tmp_path: Path) -> None:
         assert (tmp_path / "m" / "file").read_bytes() == b"content"
     finally:
         run(umount, tmp_path / "m")
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "unsealed"])
+def test_a_flipped_bit_is_refused_through_the_mount(verity_disk: Path, tmp_path: Path, sealed: bool) -> None:
+    """By the kernel where the chunk is sealed, by its name where it is not; what is beside it is read as before."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "damaged").write_bytes(bytes(range(256)) * 300)
+    (tree / "whole").write_bytes(b"the same words again and again " * 3000)
+    image = f"{verity_disk}/image:v"
+    digest = run(build, tree, image).output.split()[-1]
+    if sealed:
+        assert run(enable_fs_verity, image, digest).exit_code == 0
+    blobs = sorted((verity_disk / "image" / "blobs" / "sha256").iterdir())
+    chunk = next(blob for blob in blobs if blob.read_bytes() == (tree / "damaged").read_bytes())
+    (tmp_path / "m").mkdir()
+    arguments = ("-d", digest) if sealed else ()
+    assert run(mount, *arguments, image, tmp_path / "m").exit_code == 0
+    try:
+        flip_on_disk(chunk, 40_000)
+        with pytest.raises(OSError) as failed:
+            (tmp_path / "m" / "damaged").read_bytes()
+        assert failed.value.errno == errno.EIO
+        assert (tmp_path / "m" / "whole").read_bytes() == (tree / "whole").read_bytes()
+    finally:
+        run(umount, tmp_path / "m")
