@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
@@ -38,8 +39,8 @@ METHOD = """{machine}. Debian's docker-registry in a network namespace behind `t
 50 ms to every answer. Received bytes are the bodies that the registry's access log counts, requests its lines. A first start is
 pull and `{command}` up to its output, on a node without any state (`puzzlefs pull`, or `ctr images pull` for overlayfs;
 containerd, runc and `ctr run` are the same). Profile: the image after `puzzlefs optimize` with that command. Everything read
-once: pull and `tar` of the whole root. Update: the next version of a Debian root, after the one before was read whole. Each row
-was measured once."""
+once: pull and `tar` of the whole root. Update: the next version of a Debian root, after the one before was read whole.
+Medians of so many turns, in each of which all take part: {turns}; the least and the most seconds stand behind them."""
 RESULTS = ROOT / ".tools" / "bench-pull.json"
 
 
@@ -210,25 +211,46 @@ def run_over(name: str) -> dict[str, dict[str, Cost]]:
         return measure(place)
 
 
-def section(results: dict[str, dict[str, dict[str, Cost]]]) -> Section:
+Turn = dict[str, dict[str, Cost]]
+"""What was done, by whom."""
+
+
+def middle(costs: Sequence[Cost]) -> Cost:
+    """The medians, each by itself."""
+    return Cost(
+        statistics.median(cost.seconds for cost in costs),
+        statistics.median_low(cost.received for cost in costs),
+        statistics.median_low(cost.requests for cost in costs),
+    )
+
+
+def section(results: dict[str, list[Turn]]) -> Section:
     """What docs/benchmarks.md says."""
     tables = []
-    for link, found in results.items():
-        rows = []
-        for what, costs in found.items():
-            for who, cost in costs.items():
-                ratio = f"{cost.seconds / costs['overlayfs'].seconds:.2f}"
-                sizes = [f"{cost.received / 1e6:.1f} MB", str(cost.requests)]
-                rows.append([f"{what}: {who}", f"{cost.seconds:.2f} s", ratio, *sizes])
-        tables.append(Table(f"Link: {link}", ["", "seconds", "× overlayfs", "received", "requests"], rows))
     series: dict[str, list[float | None]] = {}
-    for found in results.values():
-        for who in ("PuzzleFS", "PuzzleFS, profile", "overlayfs"):
-            series.setdefault(who, []).append(found["first start"][who].seconds)
+    for link, turns in results.items():
+        rows = []
+        for what, costs in turns[0].items():
+            usual = middle([turn[what]["overlayfs"] for turn in turns])
+            for who in costs:
+                each = [turn[what][who] for turn in turns]
+                cost = middle(each)
+                seconds = f"{cost.seconds:.2f} s"
+                if len(turns) > 1:
+                    seconds += f" ({min(c.seconds for c in each):.2f}–{max(c.seconds for c in each):.2f})"
+                sizes = [f"{cost.received / 1e6:.1f} MB", str(cost.requests)]
+                rows.append([f"{what}: {who}", seconds, f"{cost.seconds / usual.seconds:.2f}", *sizes])
+                if what == "first start":
+                    series.setdefault(who, []).append(cost.seconds)
+        tables.append(Table(f"Link: {link}", ["", "seconds", "× overlayfs", "received", "requests"], rows))
     return Section(
         "pull",
         "Starting from a registry",
-        METHOD.format(machine=machine(), command=" ".join(COMMAND)),
+        METHOD.format(
+            machine=machine(),
+            command=" ".join(COMMAND),
+            turns=", ".join(f"{link} {len(turns)}" for link, turns in results.items()),
+        ),
         tables,
         Bars("First start", "seconds", list(results), series, logarithmic=True),
     )
@@ -238,15 +260,19 @@ def main() -> int:
     """Measure over the links that are named, and write the section with what is known of all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--link", action="append", choices=LINKS, help="only this one; may be repeated")
-    chosen = parser.parse_args().link or LINKS
+    parser.add_argument("--again", action="store_true", help="one more turn, beside those that are known")
+    told = parser.parse_args()
     (ROOT / ".tools" / "tmp").mkdir(parents=True, exist_ok=True)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() and chosen != LINKS else {}
-    for name in chosen:
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in told.link or LINKS:
         found = run_over(name)
-        known[name] = {what: {who: asdict(cost) for who, cost in costs.items()} for what, costs in found.items()}
+        turn = {what: {who: asdict(cost) for who, cost in costs.items()} for what, costs in found.items()}
+        known[name] = [*(known.get(name, []) if told.again else []), turn]
         RESULTS.write_text(json.dumps(known, indent=1))
     results = {
-        name: {what: {who: Cost(**cost) for who, cost in costs.items()} for what, costs in known[name].items()}
+        name: [
+            {what: {who: Cost(**cost) for who, cost in costs.items()} for what, costs in turn.items()} for turn in known[name]
+        ]
         for name in LINKS
         if name in known
     }
