@@ -23,18 +23,22 @@ SMALL_FILE = 512 << 10
 SEGMENTS_MAX = 4 << 20
 """Bytes of an ELF file's segments that are expected, from the first one on; more is no start any more, or no ELF file."""
 
+NEIGHBOUR = 128 << 10
+"""Bytes up to which a file may come with another of its directory, as modules, configuration and data of one program do. A
+longer one is worth a request of its own, when somebody reads it."""
+
 NEIGHBOURS_BYTES = 1 << 20
-"""Bytes of a directory's small files up to which all of them are fetched when one is."""
+"""Bytes of a directory's files that are no longer than that, up to which all of them are fetched when one is."""
 
 
-def whole_file(tree: Tree, ino: int) -> list[Piece]:
-    """The pieces of file `ino` if it is small, else none.
+def whole_file(tree: Tree, ino: int, longest: int = SMALL_FILE) -> list[Piece]:
+    """The pieces of file `ino` if it has `longest` bytes at most, else none.
 
     Raises:
         CorruptError, NotFoundError: as `Tree.plan`.
     """
-    pieces = tree.plan(ino, 0, SMALL_FILE + 1)
-    return pieces if sum(piece.length for piece in pieces) <= SMALL_FILE else []
+    pieces = tree.plan(ino, 0, longest + 1)
+    return pieces if sum(piece.length for piece in pieces) <= longest else []
 
 
 def of_small_file(tree: Tree, ino: int, has: Callable[[Digest], bool]) -> list[ChunkRef]:
@@ -68,8 +72,8 @@ def code(program: Program, longest: int) -> list[tuple[int, int]]:
 
 
 def neighbours(tree: Tree, ino: int, has: Callable[[Digest], bool]) -> list[ChunkRef]:
-    """The chunks of the other small files of the directory of file `ino`, which has to be fetched; none if what is not on this
-    machine of them (`has`) is more than `NEIGHBOURS_BYTES`.
+    """The chunks of the other files of the directory of file `ino`, which has to be fetched, that may come with it; none if
+    what is not on this machine of them (`has`) is more than `NEIGHBOURS_BYTES`.
 
     Raises:
         CorruptError, NotFoundError: a file breaks a rule of the format.
@@ -77,7 +81,7 @@ def neighbours(tree: Tree, ino: int, has: Callable[[Digest], bool]) -> list[Chun
     found: list[ChunkRef] = []
     left = 0
     for file in tree.files_beside(ino):
-        missing = [piece for piece in whole_file(tree, file) if file != ino and not has(piece.chunk.digest)]
+        missing = [piece for piece in whole_file(tree, file, NEIGHBOUR) if file != ino and not has(piece.chunk.digest)]
         left += sum(piece.length for piece in missing)
         if left > NEIGHBOURS_BYTES:
             return []

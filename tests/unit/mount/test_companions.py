@@ -14,7 +14,7 @@ from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsCon
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
 from snapshotter.mount import companions, elf
-from snapshotter.mount.companions import NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
+from snapshotter.mount.companions import NEIGHBOUR, NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
 from snapshotter.mount.loading import LIBRARY_CODE, PROGRAM_CODE, Loading
 from snapshotter.mount.tree import Tree
 from tests.support.chunks import StubStore
@@ -106,6 +106,11 @@ class TestSmallFiles:
         here = {sha256(part) for path in list(files)[:30] for part in parts(files[path])}
         found = companions.of_small_file(tree, numbers["d/040"], here.__contains__)
         assert names(files, found) == ["d/040", *[path for path in list(files)[30:] if path != "d/040"]]
+
+    def test_a_file_that_is_worth_a_request_of_its_own_does_not_come_with_another(self) -> None:
+        files = {"d/a": b"a", "d/image": bytes(NEIGHBOUR + 1), "d/z": b"z"}
+        tree, numbers = make_tree(files)
+        assert names(files, companions.of_small_file(tree, numbers["d/a"], nothing)) == ["d/a", "d/z"]
 
     def test_a_large_file_has_no_companions_and_is_none(self) -> None:
         files = {"d/large": bytes(SMALL_FILE + 1), "d/small": b"small"}
