@@ -74,9 +74,12 @@ class Victims:
         self._wait_until_held(self.keepers, mounts, "the keeper was not followed by another")
 
     def the_keeper_and_the_daemon(self) -> None:
-        """While a worker has each mount, which a killed one's successor gets from the daemon alone."""
-        self._wait_until_held(self.workers, _held_by(self.keepers()), "a killed worker was not followed by another")
+        """While a worker has each mount, which a killed one's successor gets from the daemon alone; and nothing else before the
+        next keeper has everything."""
+        mounts = _held_by(self.keepers())
+        self._wait_until_held(self.workers, mounts, "a killed worker was not followed by another")
         self.kill(self.keepers(), daemon=True)
+        self._wait_until_held(self.keepers, mounts, "the keeper was not followed by another")
 
     def _wait_until_held(self, by: Callable[[], list[int]], mounts: int, otherwise: str) -> None:
         deadline = time.monotonic() + 30

@@ -130,7 +130,8 @@ def test_runs_without_downloading(machine: Machine, plain: Published) -> None:
     assert machine.podman.run(machine.reference(plain.lazy), *HELLO) == "hello from a layer\n"
     size = sum(int(str(layer["size"])) for layer in machine.server.layers(plain.lazy))
     unread = 3 * 300_000  # three files of noise
-    assert machine.server.relay.received < size - unread * 9 // 10
+    # What lies beside what is read may come with it: a chunk or two, if the link looks quick.
+    assert machine.server.relay.received < size - unread * 3 // 4
 
 
 @recording_of_root
