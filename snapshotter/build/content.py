@@ -116,7 +116,7 @@ def build_layer(root: Node, verity: Mapping[Digest, bytes], *, times: bool = Tru
 
 def layer_message(numbering: Numbering, verity: Mapping[Digest, bytes], *, times: bool = True) -> bytes:
     """The message of a tree in walk order; the rest as `build_layer` has it."""
-    chunks = sorted({chunk.digest for chunk in chunk_order(numbering)})
+    chunks = sorted(distinct(numbering))
     pairs = (ChunkVerity(digest, verity[digest]) for digest in chunks)
     return build([len(numbering.inodes)], [each_inode(numbering)], len(chunks), pairs, times=times).to_bytes()
 

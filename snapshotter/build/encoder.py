@@ -10,7 +10,6 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -20,17 +19,10 @@ BATCH = 1 << 20
 """Raw bytes that one task takes: a chunk alone is too little work to pay for waking a thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """What became of a chunk."""
-
-    chunk: CutChunk
-
-
-Encode = Callable[[bytes], Encoded]
+Encode = Callable[[bytes], CutChunk]
 """Called in threads."""
 
-Take = Callable[[Encoded], None]
+Take = Callable[[CutChunk], None]
 """Called on the thread that feeds the encoder, in the order of the chunks."""
 
 _Batch = list[tuple[bytes, list[CutChunk]]]
@@ -57,7 +49,7 @@ class ParallelEncoder:
         self._encode = encode
         self._take = take
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="encode")
-        self._in_flight: deque[tuple[Future[list[Encoded]], list[list[CutChunk]]]] = deque()
+        self._in_flight: deque[tuple[Future[list[CutChunk]], list[list[CutChunk]]]] = deque()
         self._most = 2 * count + 2
         self._batch: _Batch = []
         self._batch_bytes = 0
@@ -85,14 +77,14 @@ class ParallelEncoder:
             self._collect()
         self._in_flight.append((self._pool.submit(self._encode_all, raws), runs))
 
-    def _encode_all(self, raws: list[bytes]) -> list[Encoded]:
+    def _encode_all(self, raws: list[bytes]) -> list[CutChunk]:
         return [self._encode(raw) for raw in raws]
 
     def _collect(self) -> None:
         future, runs = self._in_flight.popleft()
-        for encoded, run in zip(future.result(), runs, strict=True):
-            self._take(encoded)
-            run.append(encoded.chunk)
+        for chunk, run in zip(future.result(), runs, strict=True):
+            self._take(chunk)
+            run.append(chunk)
 
     def __enter__(self) -> ParallelEncoder:
         """Use it in a with statement, so that its threads end."""

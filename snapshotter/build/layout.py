@@ -16,7 +16,7 @@ from snapshotter.build.chunk import CutChunk
 from snapshotter.build.content import build_layer, layer_from_directory
 from snapshotter.build.delta import delta
 from snapshotter.build.documents import describe, parse_manifest
-from snapshotter.build.encoder import Encoded, ParallelEncoder
+from snapshotter.build.encoder import ParallelEncoder
 from snapshotter.build.entries import Node
 from snapshotter.build.image import Options
 from snapshotter.build.mtimes import Retime, keep
@@ -201,12 +201,12 @@ class LayoutChunks:
         self.verity: dict[Digest, bytes] = {}
         self.sizes: dict[Digest, int] = {}
 
-    def encode(self, raw: bytes) -> Encoded:
+    def encode(self, raw: bytes) -> CutChunk:
         """Called from several threads: a blob may take its time to reach the disk."""
         name = sha256(raw)
         known = self._known.get(name)
         if known is not None:
-            return Encoded(known)
+            return known
         encoded = seekable(raw) if self._compress else raw
         compressed = len(encoded) < len(raw)
         stored = encoded if compressed else raw
@@ -216,11 +216,11 @@ class LayoutChunks:
         self._known[name] = chunk
         self.verity[digest] = self.recorded(stored, encoded)
         self.sizes[digest] = len(stored)
-        return Encoded(chunk)
+        return chunk
 
     def recorded(self, stored: bytes, encoded: bytes) -> bytes:
         """The fs-verity digest to record for a chunk that is `stored`, and was `encoded` before it was known to be smaller."""
         return verity_digest(stored)
 
-    def take(self, encoded: Encoded) -> None:
+    def take(self, chunk: CutChunk) -> None:
         """Called with each chunk in the order of the data, repeats included. Nothing is left to do."""

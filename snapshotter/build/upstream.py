@@ -15,9 +15,9 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from snapshotter.build.chunk import UPSTREAM_CUTTING
+from snapshotter.build.chunk import UPSTREAM_CUTTING, CutChunk
 from snapshotter.build.content import layer_from_directory
-from snapshotter.build.encoder import Encoded, ParallelEncoder
+from snapshotter.build.encoder import ParallelEncoder
 from snapshotter.build.entries import Node, inode
 from snapshotter.build.image import Options
 from snapshotter.build.layout import BuiltLayout, LayoutChunks, chunk_descriptors, publish_layout, read_rootfs
@@ -134,6 +134,6 @@ class _UpstreamChunks(LayoutChunks):
         """That of the encoded form, also where this is not what is stored."""
         return verity_digest(encoded)
 
-    def take(self, encoded: Encoded) -> None:
+    def take(self, chunk: CutChunk) -> None:
         """See `LayoutChunks`."""
-        self.order.append(encoded.chunk.digest)
+        self.order.append(chunk.digest)

@@ -24,8 +24,9 @@ from snapshotter.format.rootfs import BLOCK_SIZE
 from snapshotter.mount import wire
 from snapshotter.mount.errnos import errno_of
 from snapshotter.mount.mounting import raise_read_ahead
+from snapshotter.mount.pieces import read_pieces
 from snapshotter.mount.session import Failure
-from snapshotter.mount.tree import Attributes, Tree, read_pieces
+from snapshotter.mount.tree import Attributes, Tree
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from functools import partial
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore, Foreseeing
 from snapshotter.mount import companions, elf
 from snapshotter.mount.elf import Program
-from snapshotter.mount.tree import Tree, read_pieces
+from snapshotter.mount.pieces import read_pieces
+from snapshotter.mount.tree import Tree
 
 PROGRAM_CODE = 4 << 20
 """Bytes of code up to which all of it is fetched, of a file that somebody opened. Python 3.11 runs 36 of its 36 chunks of code

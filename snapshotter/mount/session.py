@@ -22,7 +22,8 @@ from snapshotter.format.model import ROOT_INO
 from snapshotter.mount import companions, wire
 from snapshotter.mount.errnos import errno_of
 from snapshotter.mount.loading import Loading
-from snapshotter.mount.tree import BATCH_CHUNKS, Ask, Tree, read_if_there, read_pieces
+from snapshotter.mount.pieces import BATCH_CHUNKS, Ask, read_if_there, read_pieces
+from snapshotter.mount.tree import Tree
 from snapshotter.mount.wire import Negotiated, Opcode, Request
 
 Buffers = Sequence[bytes | memoryview]

@@ -22,15 +22,15 @@ import stat
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import NamedTuple
 
 from snapshotter import userns
-from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.errors import CorruptError, NotFoundError
-from snapshotter.format.digest import Digest, to_text
+from snapshotter.format.digest import Digest
 from snapshotter.format.model import ROOT_INO, DirEntry, FileChunk, Inode, Kind
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount.cache import WeightedCache
@@ -40,8 +40,6 @@ DIRECTORY_SIZE = 4096
 
 CACHE_WEIGHT = 1 << 15
 """Inodes, directory entries and file chunks that are kept decoded, for all trees that share a cache: about 6 MB at most."""
-BATCH_CHUNKS = 32
-"""Chunks asked for at once. A 1 MiB read of 64 KiB chunks takes 17; a hostile file could ask for a million of 16 MiB."""
 
 _DEPTH_MAX = 4096
 """Directories above one another beyond which a path is taken for a cycle: no path in Linux is longer."""
@@ -115,9 +113,6 @@ class _Node:
             self._ends = array("Q", itertools.accumulate(chunk.length for chunk in self.inode.chunks))
         return self._ends
 
-
-Ask = Callable[[Sequence[ChunkRef]], list[bytes] | None]
-"""What asks a store for chunks: all of them or, if that method may do so, None."""
 
 NodeCache = WeightedCache[tuple[int, int], _Node]
 _tree_numbers = itertools.count()
@@ -412,55 +407,3 @@ class Tree:
 
 def _is_opaque(inode: Inode) -> bool:
     return inode.kind is Kind.DIR and not inode.look_below and inode.ino != ROOT_INO
-
-
-def read_pieces(pieces: Sequence[Piece], store: ChunkStore) -> list[bytes | memoryview]:
-    """The bytes that `pieces` name, as buffers in order; without a copy where they are few enough to keep whole chunks.
-
-    Raises:
-        CorruptError: a chunk is shorter than the metadata says.
-        ChunkMissingError, SourceUnavailableError: see `ChunkStore.get`.
-    """
-    buffers = read_if_there(pieces, store.get)
-    assert buffers is not None  # noqa: S101 - `get` answers or raises
-    return buffers
-
-
-def read_if_there(pieces: Sequence[Piece], ask: Ask) -> list[bytes | memoryview] | None:
-    """As `read_pieces`, if `ask`, a method of `AtHand`, has all the chunks; None if not.
-
-    Raises:
-        CorruptError: as `read_pieces`.
-    """
-    if len(pieces) <= BATCH_CHUNKS:
-        return _ask_for(pieces, ask)
-    out = bytearray()
-    for start in range(0, len(pieces), BATCH_CHUNKS):
-        views = _ask_for(pieces[start : start + BATCH_CHUNKS], ask)
-        if views is None:
-            return None
-        for view in views:
-            out += view
-    return [memoryview(out)]
-
-
-def _ask_for(pieces: Sequence[Piece], ask: Ask) -> list[bytes | memoryview] | None:
-    wanted = list(dict.fromkeys([piece.chunk for piece in pieces]))
-    found = ask(wanted)
-    if found is None:
-        return None
-    if len(wanted) == len(pieces):
-        return _cut(pieces, found)
-    chunks = dict(zip(wanted, found, strict=True))
-    return _cut(pieces, [chunks[piece.chunk] for piece in pieces])
-
-
-def _cut(pieces: Sequence[Piece], chunks: Sequence[bytes]) -> list[bytes | memoryview]:
-    buffers: list[bytes | memoryview] = []
-    for piece, raw in zip(pieces, chunks, strict=True):
-        if piece.offset + piece.length > len(raw):
-            raise CorruptError(
-                f"chunk {to_text(piece.chunk.digest)} has {len(raw)} bytes, the metadata asks for {piece.offset}+{piece.length}"
-            )
-        buffers.append(raw if piece.length == len(raw) else memoryview(raw)[piece.offset : piece.offset + piece.length])
-    return buffers

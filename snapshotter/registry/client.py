@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import BinaryIO
 from urllib.parse import urlencode, urljoin
 
@@ -110,30 +111,18 @@ class RegistryStore:
             yield from self._one(digest, Extent(extent.offset + extent.length - left, left))
 
     def _one(self, digest: Digest, extent: Extent) -> Iterator[tuple[int, bytes]]:
-        what = self._blob(digest)
-        with self._session.request(
-            "GET",
-            self._blob_url(digest),
-            scope=self._pull,
-            what=what,
-            expect=ranges.STATUSES,
-            headers=ranges.header(*extent),
-        ) as response:
-            yield from ranges.blocks(response, *extent, what)
+        with self._ask(digest, ranges.STATUSES, ranges.header(*extent)) as response:
+            yield from ranges.blocks(response, *extent, self._blob(digest))
             if self._session.answers_many is None:
                 self._session.answers_many = response.status == 206 and not response.foreign
 
     def _many(self, digest: Digest, extents: Sequence[Extent]) -> Iterator[tuple[int, bytes]]:
-        what = self._blob(digest)
-        with self._session.request(
-            "GET",
-            self._blob_url(digest),
-            scope=self._pull,
-            what=what,
-            expect=multirange.STATUSES,
-            headers=multirange.header(extents),
-        ) as response:
-            yield from multirange.blocks(response, extents, what)
+        with self._ask(digest, multirange.STATUSES, multirange.header(extents)) as response:
+            yield from multirange.blocks(response, extents, self._blob(digest))
+
+    def _ask(self, digest: Digest, expect: Sequence[int], headers: Mapping[str, str]) -> AbstractContextManager[Response]:
+        url, what = self._blob_url(digest), self._blob(digest)
+        return self._session.request("GET", url, scope=self._pull, what=what, expect=expect, headers=headers)
 
     def read_blob(self, digest: Digest, limit: int) -> bytes:
         """A whole blob whose size nothing has told, at most `limit` bytes, checked against its digest.

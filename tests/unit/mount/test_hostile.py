@@ -13,7 +13,8 @@ from snapshotter.format.model import CHUNK_MAX, DirEntry, FileChunk, Inode, Kind
 from snapshotter.format.pack import HEADER, PackEntry, PackIndex, trailer
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
-from snapshotter.mount.tree import Piece, Tree, read_pieces
+from snapshotter.mount.pieces import read_pieces
+from snapshotter.mount.tree import Piece, Tree
 from tests.support.chunks import StubStore, refs
 
 CHUNK = sha256(b"chunk")

@@ -17,8 +17,9 @@ from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsCon
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
 from snapshotter.mount import wire
+from snapshotter.mount.pieces import BATCH_CHUNKS
 from snapshotter.mount.session import SCAN_LENGTH, Buffers, Failure, Interrupt, ReadJob, Session
-from snapshotter.mount.tree import BATCH_CHUNKS, Tree
+from snapshotter.mount.tree import Tree
 from snapshotter.mount.wire import InitFlag, Negotiated, Opcode
 from tests.support.chunks import StubStore
 

@@ -16,7 +16,8 @@ from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
-from snapshotter.mount.tree import BATCH_CHUNKS, Attributes, Tree, new_cache, read_pieces
+from snapshotter.mount.pieces import BATCH_CHUNKS, read_pieces
+from snapshotter.mount.tree import Attributes, Tree, new_cache
 from tests.support.chunks import StubStore
 
 ALPHABET = bytes(range(256)) * 4
