@@ -17,6 +17,7 @@ from snapshotter.chunkstore.base import ChunkRef, ChunkStore
 from snapshotter.chunkstore.claims import Claimed, NoClaims
 from snapshotter.chunkstore.directory import ChunkDirectory, Sealing, VerityOf
 from snapshotter.chunkstore.eviction import Evictor
+from snapshotter.chunkstore.reserve import Cap
 from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.chunkstore.writebehind import QUEUE_BYTES, WriteBehind
 from snapshotter.errors import CorruptError
@@ -27,11 +28,15 @@ log = logging.getLogger(__name__)
 PAUSE = 10.0
 """Seconds without writing after a write has failed: a full disk is asked again now and then, not for every chunk."""
 
+UNREAD_MAX = 32768
+"""Chunks that came unasked which a process remembers as such, 4 MB of memory. Of older ones, a read that is answered from
+memory is not noted; the next one from the file is."""
+
 
 class ChunkCache:
     """Verified raw chunks under `root`, written beside the reads that bring them (see `local.LocalChunks`).
 
-    `max_bytes` caps what the directory takes on disk, None leaves it alone. `sealing` has the kernel check the files. `claims`
+    `cap` bounds what the directory takes on disk, None leaves it alone. `sealing` has the kernel check the files. `claims`
     are given up when a chunk has been written, or will not be. Compressed references (names of stored bytes) are never kept: a
     file's name must be the digest of its content.
     """
@@ -41,7 +46,7 @@ class ChunkCache:
         root: Path,
         *,
         stats: Stats,
-        max_bytes: int | None = None,
+        cap: Cap | None = None,
         queue_bytes: int = QUEUE_BYTES,
         sealing: Sealing | None = None,
         claims: Claimed | None = None,
@@ -55,7 +60,8 @@ class ChunkCache:
         self._writer = WriteBehind(self._store, queue_bytes)
         self._lock = threading.Lock()
         self.directory.remove_stale_temporaries()
-        self._evictor = None if max_bytes is None else Evictor(self.directory.path, max_bytes, stats)
+        self._unread: dict[Digest, None] = {}  # what this process was given unasked, until somebody reads it
+        self._evictor = None if cap is None else Evictor(self.directory.path, cap, stats)
         if self._evictor is not None:
             self._evictor.start()
 
@@ -71,7 +77,9 @@ class ChunkCache:
         """
         raw = self._writer.peek(digest)
         if raw is not None:
+            self._read(digest)
             return raw
+        self._was_unread(digest)  # `load` notes that it is read
         try:
             return self.directory.load(digest, verity_of)
         except CorruptError as error:
@@ -85,17 +93,30 @@ class ChunkCache:
     def at_hand(self, digest: Digest) -> bytes | None:
         """What `peek` gives, if no disk has to be asked for it; else None."""
         raw = self._writer.peek(digest)
-        return raw if raw is not None else self.directory.at_hand(digest)
+        if raw is not None:
+            self._read(digest)
+            return raw
+        return self.directory.at_hand(digest)
 
     def has(self, digest: Digest) -> bool:
         """Whether the chunk is here, written or about to be."""
         return self._writer.peek(digest) is not None or self.directory.exists(digest)
 
-    def put(self, digest: Digest, raw: bytes) -> None:
-        """Keep `raw`, which the caller has verified; soon, and unless the disk refuses (a warning and a counter then)."""
+    def put(self, digest: Digest, raw: bytes, *, wanted: bool = True) -> None:
+        """Keep `raw`, which the caller has verified; soon, and unless the disk refuses (a warning and a counter then).
+
+        `wanted`: somebody reads it; else it came unasked.
+        """
+        if wanted:
+            self._read(digest)
         if self.directory.knows(digest) or self._clock() < self._paused_until:
             self._claims.release([digest])
             return
+        if not wanted:
+            with self._lock:
+                self._unread[digest] = None
+                if len(self._unread) > UNREAD_MAX:
+                    del self._unread[next(iter(self._unread))]
         if not self._writer.put(digest, raw):
             self._store(digest, raw)
 
@@ -109,9 +130,21 @@ class ChunkCache:
         if self._evictor is not None:
             self._evictor.close()
 
+    def _read(self, digest: Digest) -> None:
+        """Somebody reads a chunk, from memory."""
+        if self._was_unread(digest):
+            self.directory.was_read(digest)
+
+    def _was_unread(self, digest: Digest) -> bool:
+        if digest not in self._unread:
+            return False
+        with self._lock:
+            self._unread.pop(digest, None)
+        return True
+
     def _store(self, digest: Digest, raw: bytes) -> None:
         try:
-            self.directory.store(digest, raw)
+            self.directory.store(digest, raw, wanted=digest not in self._unread)
             self._claims.release([digest])
         except OSError as error:
             self._claims.release([digest])

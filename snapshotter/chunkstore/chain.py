@@ -42,6 +42,7 @@ from snapshotter.chunkstore.pool import FetchPool
 from snapshotter.chunkstore.prefetch import Prefetches, Start
 from snapshotter.chunkstore.reads import Observed, Reads
 from snapshotter.chunkstore.recent import RecentChunks, RecentStore
+from snapshotter.chunkstore.reserve import Cap
 from snapshotter.chunkstore.retry import Retry, RetryPolicy
 from snapshotter.chunkstore.singleflight import Flights, SingleFlight
 from snapshotter.chunkstore.stats import Stats
@@ -57,7 +58,7 @@ LINKS_MAX = 256
 class Node:
     """What all chains of one process share: the cache and the pack indexes below `root`, threads and counters.
 
-    `cache_max_bytes` caps the chunks on disk (None: no cap). `read_timeout` bounds a read in seconds; retries end a little
+    `cap` bounds the chunks on disk (None: no cap). `read_timeout` bounds a read in seconds; retries end a little
     before it, so that a read fails with the source's reason and not with a bare timeout. `sealing` has the kernel's fs-verity
     check the cached chunks; None where the cache's file system has none.
     """
@@ -66,7 +67,7 @@ class Node:
         self,
         root: Path,
         *,
-        cache_max_bytes: int | None = None,
+        cap: Cap | None = None,
         read_timeout: float = 60.0,
         limits: Limits | None = None,
         sealing: Sealing | None = None,
@@ -76,7 +77,7 @@ class Node:
         self.reads = Reads()
         self._claims = Claims(root)
         self._flying = Flying(self._claims)
-        self.cache = ChunkCache(root, stats=self.stats, max_bytes=cache_max_bytes, sealing=sealing, claims=self._claims)
+        self.cache = ChunkCache(root, stats=self.stats, cap=cap, sealing=sealing, claims=self._claims)
         self.indexes = IndexStore(root)
         self.pool = FetchPool()
         self._flights = Flights()

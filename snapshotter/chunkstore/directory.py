@@ -13,6 +13,10 @@ the file's identity (inode, size, ctime); a file that was replaced, cut or writt
 that fell out of the map.
 
 Several processes may use one directory: names are content, so whoever renames last changes nothing.
+
+A file's times tell all processes how it was used (`reserve` goes by them). Its **mtime** is when a container's read wanted it
+last, 1970 if none has; its **atime** when it was written or read. Both are set explicitly, and renewed at intervals only: where
+a mount has noatime the kernel does not keep the atime, and elsewhere any backup changes it.
 """
 
 from __future__ import annotations
@@ -26,9 +30,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from snapshotter.chunkstore import pagecache
+from snapshotter.chunkstore.reserve import is_recent
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import CHUNK_MAX
@@ -40,8 +45,8 @@ AT_HAND_MAX = 256 << 10
 """Bytes of the longest chunk that `ChunkDirectory.at_hand` gives: hashing it takes 0.15 ms."""
 
 TOUCH_INTERVAL = 600.0
-"""Seconds after which a read renews a file's access time, the record that eviction goes by. It is set explicitly because
-mounts with noatime do not keep it; at this interval it costs nothing, and the order of eviction is right to ten minutes."""
+"""Seconds after which a read renews a file's times: at this interval it costs nothing, and the order of eviction is right to
+ten minutes."""
 
 TEMPORARY = ".tmp"
 """The directory, beside the chunks' own, in which files are written before they are renamed."""
@@ -66,6 +71,14 @@ class Sealing(Protocol):
     def measure(self, descriptor: int, /) -> bytes | None:
         """The digest that a sealed file has, None for one that is not."""
         ...
+
+
+class Usage(NamedTuple):
+    """Bytes that chunks take on the disk, how many chunks, and the bytes of those that containers have read recently."""
+
+    used: int
+    chunks: int
+    recent: int
 
 
 class ChunkDirectory:
@@ -104,13 +117,17 @@ class ChunkDirectory:
         except OSError:
             return None
 
-    def usage(self) -> tuple[int, int]:
-        """Bytes that all chunks take on the disk, and how many they are; 0.1 s for 100,000."""
-        used = count = 0
-        for status in _statuses(self._base):
-            used += status.st_blocks * 512
-            count += 1
-        return used, count
+    def usage(self) -> Usage:
+        """What all chunks take on the disk; 0.1 s for 100,000."""
+        used = count = recent = 0
+        now = time.time()
+        with contextlib.suppress(FileNotFoundError):
+            for _, status in files(self._base):
+                size = status.st_blocks * 512
+                used += size
+                count += 1
+                recent += size if is_recent(status.st_mtime, now) else 0
+        return Usage(used, count, recent)
 
     def load(self, digest: Digest, verity_of: VerityOf | None = None) -> bytes | None:
         """The chunk's raw bytes, None if there is no file. `verity_of` saves the hashing of a sealed file.
@@ -130,9 +147,7 @@ class ChunkDirectory:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= CHUNK_MAX:
                 raise self._drop(digest, f"is no file of 1 to {CHUNK_MAX} bytes")
-            raw = self._read(digest, descriptor, status, verity_of)
-            self._touch(digest, descriptor, status)
-            return raw
+            return self._read(digest, descriptor, self._renew(digest, descriptor, status), verity_of)
         except OSError as error:
             if error.errno == errno.EIO:
                 raise self._drop(digest, f"cannot be read, or fails fs-verity ({error.strerror})") from None
@@ -150,7 +165,7 @@ class ChunkDirectory:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= AT_HAND_MAX:
                 return None
-            identity = _identity(status)
+            identity = _identity(self._renew(digest, descriptor, status))
             if self._verified.get(digest) == identity:
                 raw = _read_from_page_cache(descriptor, status.st_size)
             elif self._sealing is not None:
@@ -161,18 +176,37 @@ class ChunkDirectory:
                 if raw is None or sha256(raw) != digest:
                     return None
                 self._remember(digest, identity, sealed=False)
-            self._touch(digest, descriptor, status)
             return raw
         except OSError:
             return None
         finally:
             os.close(descriptor)
 
-    def _touch(self, digest: Digest, descriptor: int, status: os.stat_result) -> None:
-        if time.time() - status.st_atime > TOUCH_INTERVAL:
-            with contextlib.suppress(OSError):
-                os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))
-                self._remember(digest, _identity(os.fstat(descriptor)), sealed=digest in self._sealed)
+    def was_read(self, digest: Digest) -> None:
+        """A container has read the chunk, but not from here. Nothing where there is no file. Never raises."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                self._renew(digest, descriptor, os.fstat(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def _renew(self, digest: Digest, descriptor: int, status: os.stat_result) -> os.stat_result:
+        """Note that a container reads the file, if that is not noted; the status that it has then.
+
+        Before it is read: what is written to it from here on shows in its ctime.
+        """
+        if 0 <= time.time() - status.st_mtime < TOUCH_INTERVAL:
+            return status
+        try:
+            now = time.time_ns()
+            os.utime(descriptor, ns=(now, now))
+            renewed = os.fstat(descriptor)
+        except OSError:
+            return status
+        if self._verified.get(digest) == _identity(status):
+            self._remember(digest, _identity(renewed), sealed=digest in self._sealed)
+        return renewed
 
     def _read(self, digest: Digest, descriptor: int, status: os.stat_result, verity_of: VerityOf | None) -> bytes:
         size = status.st_size
@@ -199,8 +233,8 @@ class ChunkDirectory:
         self._remember(digest, identity, sealed=self._sealing is not None)
         return raw
 
-    def store(self, digest: Digest, raw: bytes) -> None:
-        """Publish the chunk.
+    def store(self, digest: Digest, raw: bytes, *, wanted: bool = True) -> None:
+        """Publish the chunk. `wanted`: a container reads it now; else it comes ahead of readers.
 
         Raises:
             OSError: it cannot be written; nothing is left behind.
@@ -219,6 +253,8 @@ class ChunkDirectory:
                 except FileNotFoundError:
                     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
                     os.rename(temporary, path)
+                if not wanted:  # under its name, since a temporary file from 1970 would be taken for that of a dead writer
+                    os.utime(descriptor, ns=(time.time_ns(), 0))
                 identity = _identity(os.fstat(descriptor))
             finally:
                 os.close(descriptor)
@@ -262,16 +298,20 @@ class ChunkDirectory:
             self._sealed.discard(digest)
 
 
-def _statuses(base: str) -> Iterator[os.stat_result]:
-    """The status of every chunk file below `base`; what goes meanwhile is left out."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(base) as directories:
+def files(base: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Path and status of every chunk file below `base`, the directory ``chunks``; what goes meanwhile is left out.
+
+    Raises:
+        OSError: there is no such directory, or it cannot be read.
+    """
+    with os.scandir(base) as directories:
         for directory in directories:
             if directory.name == TEMPORARY or not directory.is_dir(follow_symlinks=False):
                 continue
             with contextlib.suppress(FileNotFoundError), os.scandir(directory.path) as entries:
                 for entry in entries:
                     with contextlib.suppress(FileNotFoundError):
-                        yield entry.stat(follow_symlinks=False)
+                        yield entry.path, entry.stat(follow_symlinks=False)
 
 
 def _identity(status: os.stat_result) -> _Identity:

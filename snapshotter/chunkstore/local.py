@@ -15,13 +15,13 @@ class LocalChunks(Protocol):
     """Verified raw chunks on this node. None of the methods raises because of a disk: it is a cache."""
 
     def peek(self, digest: Digest) -> bytes | None:
-        """The chunk's raw bytes if they are here, verified."""
+        """The chunk's raw bytes if they are here, verified: somebody reads them."""
         ...
 
     def has(self, digest: Digest) -> bool:
         """Whether the chunk seems to be here (its bytes are not looked at)."""
         ...
 
-    def put(self, digest: Digest, raw: bytes) -> None:
-        """Keep `raw`, whose sha256 the caller has found to be `digest`."""
+    def put(self, digest: Digest, raw: bytes, *, wanted: bool = True) -> None:
+        """Keep `raw`, whose sha256 the caller has found to be `digest`. `wanted`: somebody reads it; else it came unasked."""
         ...

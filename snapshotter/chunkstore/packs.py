@@ -395,7 +395,7 @@ class PackStore:
             raw = ChunkCorruptError(entry.digest, where, "its sha256 is another")
         if isinstance(raw, bytes):
             if self._local is not None:
-                self._local.put(entry.digest, raw)
+                self._local.put(entry.digest, raw, wanted=False)
             self._stats.add(Count.AHEAD, source=self._reader.name)
         else:
             log.warning("read ahead: %s", raw)

@@ -24,6 +24,7 @@ class Count(enum.StrEnum):
     CACHE_READ_FAILURES = "cache_read_failures"  # files of the cache that could not be read (taken as misses)
     EVICTIONS = "evictions"  # files removed from the cache to keep its cap
     EVICTED_BYTES = "evicted_bytes"
+    EVICTED_RECENT_BYTES = "evicted_recent_bytes"  # of these, what containers had read recently (`reserve`)
 
 
 SOURCES_MAX = 64

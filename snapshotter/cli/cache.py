@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from snapshotter.chunkstore.eviction import Evictor
+from snapshotter.chunkstore.reserve import Cap
 from snapshotter.chunkstore.scan import scan
 from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.cli.output import reporter, size
 from snapshotter.cli.registries import config_option, configuration
 from snapshotter.cli.signals import ended_by_signals
-from snapshotter.daemon.config import parse_size
+from snapshotter.daemon.config import Config, parse_size
 from snapshotter.daemon.holdings import holdings, remove
 from snapshotter.errors import CorruptError, InvalidError
 from snapshotter.format.printable import printable
@@ -36,11 +37,13 @@ def cache() -> None:
 @_json_option
 def list_images(root: Path | None, config_path: Path | None, as_json: bool) -> None:
     """List the images that the cache has something of: how much is here, and how much of that other images share."""
-    found = holdings(_root(root, config_path))
+    config, _ = configuration(config_path)
+    found = holdings(_root(root, config))
     unused = sum(found.unused.values())
     if as_json:
         images = [{**asdict(image), "own": image.own} for image in found.images]
-        print(json.dumps({"images": images, "disk": found.disk, "chunks": found.chunks, "unused": unused}))
+        told = {"images": images, "disk": found.disk, "chunks": found.chunks, "unused": unused, "recent": found.recent}
+        print(json.dumps(told))
         return
     width = max([len(image.image) for image in found.images] + [5])
     print(f"{'IMAGE':<{width}}  {'LOCAL':>6}  {'ON DISK':>9}  {'SHARED':>9}  {'OWN':>9}")
@@ -49,6 +52,11 @@ def list_images(root: Path | None, config_path: Path | None, as_json: bool) -> N
         sizes = "  ".join(f"{size(value):>9}" for value in (image.disk, image.shared, image.own))
         print(f"{printable(image.image):<{width}}  {share:>6}  {sizes}")
     print(f"{found.chunks} chunks, {size(found.disk)} on disk; {size(unused)} are of no image on this node")
+    cap = config.cache_cap
+    kept = (
+        "" if cap is None else f"; {size(cap.reserved_bytes)} of the {size(cap.max_bytes)} that it may take are kept for such"
+    )
+    print(f"{size(found.recent)} were read by containers within a day{kept}")
 
 
 @cache.command()
@@ -59,15 +67,17 @@ def list_images(root: Path | None, config_path: Path | None, as_json: bool) -> N
 def prune(target: str | None, root: Path | None, config_path: Path | None, as_json: bool) -> None:
     """Remove chunks that no image on this node has any more.
 
-    What a running container needs of what is removed with --to is fetched again when it is read.
+    With --to, what containers have read within a day goes last, as far as it fits into the reserve of the configuration. What a
+    running container needs of what is removed is fetched again when it is read.
     """
-    place = _root(root, config_path)
+    config, _ = configuration(config_path)
+    place = _root(root, config)
     wanted = None if target is None else parse_size("--to", target) or 0
     with ended_by_signals():
         freed = remove(place, holdings(place).unused)
         if wanted is not None:
             stats = Stats()
-            Evictor(place / "chunks", wanted, stats, low_water=1.0).sweep()
+            Evictor(place / "chunks", Cap(wanted, config.cache_reserve, low_water=1.0), stats).sweep()
             freed += stats.total(Count.EVICTED_BYTES)
     if as_json:
         print(json.dumps({"freed": freed}))
@@ -81,7 +91,7 @@ def prune(target: str | None, root: Path | None, config_path: Path | None, as_js
 @_json_option
 def verify(root: Path | None, config_path: Path | None, as_json: bool) -> None:
     """Check every chunk, index and layer against its name; what is wrong is removed, and fetched again when it is read."""
-    place = _root(root, config_path)
+    place = _root(root, configuration(config_path)[0])
     with ended_by_signals(), reporter() as report:
         found = scan(place, drop=True, progress=lambda done, total: report.advance("checking files", done, total))
     if as_json:
@@ -94,8 +104,8 @@ def verify(root: Path | None, config_path: Path | None, as_json: bool) -> None:
         raise CorruptError(f"{found.errors} files in {place} are damaged; {found.dropped} were removed")
 
 
-def _root(root: Path | None, config_path: Path | None) -> Path:
-    found = root or configuration(config_path)[0].root
+def _root(root: Path | None, config: Config) -> Path:
+    found = root or config.root
     if not found.is_dir():
         raise InvalidError(f"{found} is no directory: name the snapshotter's root with --root")
     return found

@@ -90,6 +90,8 @@ def _summary(told: Mapping[str, Any], now: datetime) -> Iterator[Text]:
     cap = f" of {size(cache['max'])}" if cache["max"] else ", no cap"
     filled = f"{size(cache['used'])}{cap} in {cache['chunks']} chunks"
     yield Text(f"cache  {filled}, {size(cache['free'])} free at {printable(cache['path'])}")
+    kept = f", of which up to {size(cache['reserve'])} are kept" if cache["max"] else ""
+    yield Text(f"       {size(cache['recent'])} read by containers within a day{kept}")
     reads, fetches = told["reads"]["read"], told["reads"]["fetch"]
     line = Text(f"reads  {reads['in_flight']} under way, {fetches['in_flight']} of them wait for a fetch, ")
     line.append(f"{reads['hung']} hung", style="bold red" if reads["hung"] else "")

@@ -80,7 +80,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
         reach = stack.enter_context(Reach(config, keychain))
         origins = Origins(reach.sources.content, reach.ports)
         sealing = _sealing(config)
-        node = Node(config.root, cache_max_bytes=config.cache_max_bytes, read_timeout=config.read_timeout, sealing=sealing)
+        node = Node(config.root, cap=config.cache_cap, read_timeout=config.read_timeout, sealing=sealing)
         stack.callback(node.close)
         workers = config.root / "workers"
         held = Held(SystemdStore() if SystemdStore.is_there() else KeeperStore(workers))
@@ -151,7 +151,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
             mounted,
             activity,
             failed=lambda: {diff_id: error for failed in failures for diff_id, error in failed().items()},
-            max_bytes=config.cache_max_bytes,
+            cap=config.cache_cap,
             errors=errors,
         )
         stack.callback(StatusServer(socket_path(config.address), config.metrics_address, status.take).close)

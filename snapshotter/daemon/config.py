@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snapshotter.chunkstore.reserve import RESERVE, Cap
 from snapshotter.daemon import stores
 from snapshotter.daemon.addresses import loopback
 from snapshotter.daemon.settings import absolute, check_keys, flag, seconds, table_of, text, texts, whole
@@ -27,6 +28,7 @@ DEFAULT_PATH = Path("/etc/puzzlefs/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOUNT_WORKERS_MAX = 4
 _SIZE = re.compile(r"([0-9]{1,6})\s*(|[KMGT]i?B)\Z")
+_PERCENT = re.compile(r"([0-9]{1,3})\s*%\Z")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -34,23 +36,25 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**
 class Config:
     """What the daemon was told.
 
-    `root`: all state, chunks and mounts. `address`: the Unix socket of the snapshots service. `cache_max_bytes`: cap of the
-    chunk cache, None for none. `read_timeout`: seconds after which a container's read that waits for the network fails with
-    EIO. `metrics_address`: a loopback ``HOST:PORT`` where metrics can be had besides the status socket, None for none.
-    `record_starts`: whether what first starts read is recorded, for the next pull of the same layers. `background`: whether
-    the rest of images is fetched unasked, after `background_quiet` seconds in which no read had to wait, with
-    `background_rate` bytes a second in each worker. `mount_workers`: processes that serve mounts. `fs_verity`: whether the
-    kernel's is to check this node's files. `registries`: settings by registry host, as references name it.
-    `containerd_address`: containerd's own socket. `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that
-    are asked before registries. `allowed_registries`: None for all. `credential_files`: in docker's or podman's form,
-    besides the usual ones. `kubelet_providers`: the kubelet's credential provider configuration and the directory of its
-    programs. `cri_image_service`: whether Kubernetes' image service is served as well, to hear the credentials of pulls.
+    `root`: all state, chunks and mounts. `address`: the Unix socket of the snapshots service. `cache_max_bytes`: cap of
+    the chunk cache, None for none; `cache_reserve` is the part of it that is kept for what containers have read recently.
+    `read_timeout`: seconds after which a container's read that waits for the network fails with EIO. `metrics_address`: a
+    loopback ``HOST:PORT`` where metrics can be had besides the status socket, None for none. `record_starts`: whether
+    what first starts read is recorded, for the next pull of the same layers. `background`: whether the rest of images is
+    fetched unasked, after `background_quiet` seconds in which no read had to wait, with `background_rate` bytes a second
+    in each worker. `mount_workers`: processes that serve mounts. `fs_verity`: whether the kernel's is to check this
+    node's files. `registries`: settings by registry host, as references name it. `containerd_address`: containerd's own
+    socket. `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are asked before registries.
+    `allowed_registries`: None for all. `credential_files`: in docker's or podman's form, besides the usual ones.
+    `kubelet_providers`: the kubelet's credential provider configuration and the directory of its programs.
+    `cri_image_service`: whether Kubernetes' image service is served as well, to hear the credentials of pulls.
     """
 
     root: Path = Path("/var/lib/puzzlefs")
     address: Path = Path("/run/puzzlefs/snapshotter.sock")
     log_level: str = "info"
     cache_max_bytes: int | None = None
+    cache_reserve: float = RESERVE
     read_timeout: float = 60.0
     metrics_address: str | None = None
     record_starts: bool = False
@@ -68,6 +72,11 @@ class Config:
     credential_files: tuple[Path, ...] = ()
     kubelet_providers: tuple[Path, Path] | None = None
     cri_image_service: bool = False
+
+    @property
+    def cache_cap(self) -> Cap | None:
+        """The bounds of the chunk cache, if it has any."""
+        return None if self.cache_max_bytes is None else Cap(self.cache_max_bytes, self.cache_reserve)
 
 
 def load(path: Path) -> Config:
@@ -101,6 +110,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "address": absolute,
         "log_level": _log_level,
         "cache.max_size": parse_size,
+        "cache.reserve": _percent,
         "fetch.read_timeout": seconds,
         "profile": _profile,
         "background.enabled": flag,
@@ -120,6 +130,7 @@ def parse(data: Mapping[str, Any]) -> Config:
     }
     names = {
         "cache.max_size": "cache_max_bytes",
+        "cache.reserve": "cache_reserve",
         "fetch.read_timeout": "read_timeout",
         "profile": "record_starts",
         "background.enabled": "background",
@@ -220,6 +231,13 @@ def parse_size(key: str, value: Any) -> int | None:
     if isinstance(value, bool) or match is None:
         raise InvalidError(f'{key} must be a size such as "20GiB" (0: no limit), not {value!r}')
     return int(match[1]) * _UNITS[match[2]] or None
+
+
+def _percent(key: str, value: Any) -> float:
+    match = _PERCENT.match(str(value))
+    if match is None or int(match[1]) > 100:
+        raise InvalidError(f'{key} must be a part of the whole such as "25%", not {value!r}')
+    return int(match[1]) / 100
 
 
 def _absolutes(key: str, value: Any) -> tuple[Path, ...]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapshotter.chunkstore.directory import ChunkDirectory
+from snapshotter.chunkstore.directory import ChunkDirectory, files
+from snapshotter.chunkstore.reserve import is_recent
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.errors import NotFoundError, PuzzlefsError
 from snapshotter.format.digest import Digest
@@ -44,11 +46,13 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """Everything in the cache of a node: by image, in all (each chunk once), and what no image has."""
+    """Everything in the cache of a node: by image, in all (each chunk once), the bytes of `disk` that containers have read
+    recently (`chunkstore.reserve`), and what no image has."""
 
     images: tuple[Holding, ...]
     disk: int
     chunks: int
+    recent: int
     unused: Mapping[Digest, int]
 
 
@@ -60,7 +64,11 @@ def holdings(root: Path) -> Holdings:
     """
     if not (root / "layers").is_dir():
         raise NotFoundError(f"{root} is no root of a snapshotter: nothing was ever pulled there")
-    sizes = dict(_chunks(root))
+    sizes: dict[Digest, int] = {}
+    recent, now = 0, time.time()
+    for digest, status in _chunks(root):
+        sizes[digest] = status.st_blocks * 512
+        recent += sizes[digest] if is_recent(status.st_mtime, now) else 0
     images: dict[str, set[Digest]] = {}
     layers: Counter[str] = Counter()
     for names, digests in _layers(root):
@@ -74,7 +82,7 @@ def holdings(root: Path) -> Holdings:
         shared = sum(sizes[digest] for digest in local if users[digest] > 1)
         found.append(Holding(name, layers[name], len(wanted), len(local), sum(sizes[digest] for digest in local), shared))
     unused = {digest: size for digest, size in sizes.items() if digest not in users}
-    return Holdings(tuple(found), sum(sizes.values()), len(sizes), unused)
+    return Holdings(tuple(found), sum(sizes.values()), len(sizes), recent, unused)
 
 
 def remove(root: Path, digests: Mapping[Digest, int]) -> int:
@@ -88,13 +96,14 @@ def remove(root: Path, digests: Mapping[Digest, int]) -> int:
     return freed
 
 
-def _chunks(root: Path) -> Iterator[tuple[Digest, int]]:
-    """Every cached chunk, and the bytes that it takes on the disk."""
-    for directory in sorted((root / "chunks").glob("[0-9a-f][0-9a-f]")):
-        for entry in os.scandir(directory):
-            if len(entry.name) == 64:
-                with contextlib.suppress(FileNotFoundError, ValueError):
-                    yield Digest(bytes.fromhex(entry.name)), entry.stat(follow_symlinks=False).st_blocks * 512
+def _chunks(root: Path) -> Iterator[tuple[Digest, os.stat_result]]:
+    """Every cached chunk, and the status of its file."""
+    with contextlib.suppress(FileNotFoundError):
+        for path, status in files(os.fspath(root / "chunks")):
+            name = os.path.basename(path)
+            if len(name) == 64:
+                with contextlib.suppress(ValueError):
+                    yield Digest(bytes.fromhex(name)), status
 
 
 def _layers(root: Path) -> Iterator[tuple[tuple[str, ...], list[Digest]]]:

@@ -41,6 +41,7 @@ _PLAIN = {
     Count.CACHE_READ_FAILURES: ("cache_read_failures", "Cached files that could not be read"),
     Count.EVICTIONS: ("cache_evictions", "Files removed to keep the cache's cap"),
     Count.EVICTED_BYTES: ("cache_evicted_bytes", "Bytes removed to keep the cache's cap"),
+    Count.EVICTED_RECENT_BYTES: ("cache_evicted_recent_bytes", "Bytes removed that containers had read within a day"),
 }
 
 
@@ -62,8 +63,11 @@ class _Collector:
         yield _single("start_time_seconds", "When the daemon started, in seconds since 1970", overview.started)
         yield from _counters(overview.totals)
         yield from _reads(overview.totals)
-        yield _single("cache_bytes", "Bytes of cached chunks on disk", overview.cache.used)
-        yield _single("cache_max_bytes", "The cache's cap, 0 for none", overview.cache.max_bytes or 0)
+        yield _single("cache_bytes", "Bytes of cached chunks on disk", overview.cache.usage.used)
+        yield _single("cache_recent_bytes", "Those of chunks that containers read within a day", overview.cache.usage.recent)
+        cap = overview.cache.cap
+        yield _single("cache_max_bytes", "The cache's cap, 0 for none", 0 if cap is None else cap.max_bytes)
+        yield _single("cache_reserve_bytes", "How much of the cap is kept for them", 0 if cap is None else cap.reserved_bytes)
         yield _single("cache_free_bytes", "Bytes free on the cache's file system", overview.cache.free)
         mounts: dict[tuple[str, ...], float] = {(str(state.number),): float(len(state.mounts)) for state in overview.workers}
         yield _gauge("worker_mounts", "Mounts that a worker serves", ("worker",), mounts)

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 from snapshotter import __version__
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.coverage import Coverage, cover
+from snapshotter.chunkstore.directory import Usage
 from snapshotter.chunkstore.reads import KINDS
+from snapshotter.chunkstore.reserve import Cap
 from snapshotter.daemon.activity import Activity, Totals
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.daemon.supervisor import WorkerState
@@ -79,12 +81,11 @@ class RecentErrors(logging.Handler):
 
 @dataclass(frozen=True, slots=True)
 class CacheState:
-    """The chunk cache: directory, bytes in use, cap (None: none), bytes free on its file system, cached chunks."""
+    """The chunk cache: directory, what it takes, cap (None: none), bytes free on its file system."""
 
     path: Path
-    used: int
-    chunks: int
-    max_bytes: int | None
+    usage: Usage
+    cap: Cap | None
     free: int
 
 
@@ -154,9 +155,11 @@ class Overview:
             "background": dict(self.background),
             "cache": {
                 "path": str(self.cache.path),
-                "used": self.cache.used,
-                "chunks": self.cache.chunks,
-                "max": self.cache.max_bytes,
+                "used": self.cache.usage.used,
+                "chunks": self.cache.usage.chunks,
+                "recent": self.cache.usage.recent,
+                "max": None if self.cache.cap is None else self.cache.cap.max_bytes,
+                "reserve": None if self.cache.cap is None else self.cache.cap.reserved_bytes,
                 "free": self.cache.free,
             },
             "counters": {what.value: counted for what, counted in sorted(self.totals.counts.items())},
@@ -199,7 +202,7 @@ class Status:
         activity: Activity,
         *,
         failed: Callable[[], Mapping[Digest, PuzzlefsError]],
-        max_bytes: int | None,
+        cap: Cap | None,
         errors: RecentErrors,
     ) -> None:
         """`layers` by whose they are: ``containerd``, ``podman``. `failed` are those that cannot be mounted, and why."""
@@ -207,7 +210,7 @@ class Status:
         self._layers = layers
         self._activity = activity
         self._failed = failed
-        self._max_bytes = max_bytes
+        self._cap = cap
         self._errors = errors
         self._started = time.time()
         self._lock = threading.Lock()
@@ -253,9 +256,8 @@ class Status:
                     except (PuzzlefsError, OSError):
                         continue  # it is being removed
             directory = self._node.cache.directory
-            used, chunks = directory.usage()
             existing = next(path for path in (directory.path, *directory.path.parents) if path.exists())
-            cache = CacheState(directory.path, used, chunks, self._max_bytes, shutil.disk_usage(existing).free)
+            cache = CacheState(directory.path, directory.usage(), self._cap, shutil.disk_usage(existing).free)
             self._known = (now, coverage, cache)
             return coverage, cache
 

@@ -18,6 +18,7 @@ from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.directory import VerityOf
 from snapshotter.chunkstore.prefetch import Start
 from snapshotter.chunkstore.recorder import Recorded
+from snapshotter.chunkstore.reserve import RESERVE, Cap
 from snapshotter.daemon import logs
 from snapshotter.daemon.config import Config, load
 from snapshotter.daemon.keychain import DaemonKeychain
@@ -42,7 +43,7 @@ def command(config: Config, config_path: Path | None, *, sealing: bool = False) 
     arguments = [sys.executable, "-P", "-m", "snapshotter.daemon.worker_main", "--root", str(config.root)]
     arguments += ["--read-timeout", str(config.read_timeout)]
     if config.cache_max_bytes is not None:
-        arguments += ["--cache-max-bytes", str(config.cache_max_bytes)]
+        arguments += ["--cache-max-bytes", str(config.cache_max_bytes), "--cache-reserve", str(config.cache_reserve)]
     if sealing:
         arguments += ["--seal"]
     if config.cri_image_service:
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--read-timeout", type=float, required=True)
     parser.add_argument("--cache-max-bytes", type=int)
+    parser.add_argument("--cache-reserve", type=float, default=RESERVE)
     parser.add_argument("--seal", action="store_true")
     parser.add_argument("--keychain", type=Path)
     parser.add_argument("--config", type=Path)
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.set_up(config.log_level)
     node = Node(
         options.root,
-        cache_max_bytes=options.cache_max_bytes,
+        cap=None if options.cache_max_bytes is None else Cap(options.cache_max_bytes, options.cache_reserve),
         read_timeout=options.read_timeout,
         sealing=fsverity if options.seal else None,
         background=BackgroundPolicy(config.background_quiet, config.background_rate) if config.background else None,

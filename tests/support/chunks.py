@@ -133,7 +133,7 @@ class MemoryLocal:
     def has(self, digest: Digest) -> bool:
         return digest in self.chunks
 
-    def put(self, digest: Digest, raw: bytes) -> None:
+    def put(self, digest: Digest, raw: bytes, *, wanted: bool = True) -> None:
         assert sha256(raw) == digest, "unverified bytes were to be kept"
         self.chunks[digest] = raw
 

@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -222,19 +223,30 @@ def test_what_is_remembered_as_checked_is_bounded(tmp_path: Path) -> None:
     assert store.load(DIGEST) == CHUNKS[0]
 
 
-def test_reading_renews_the_access_time_at_intervals_and_keeps_the_rest(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ago", [2 * directory.TOUCH_INTERVAL, -2 * directory.TOUCH_INTERVAL], ids=["long ago", "in the future"]
+)
+def test_reading_renews_the_times_at_intervals(tmp_path: Path, ago: float) -> None:
     store = directory.ChunkDirectory(tmp_path)
     store.store(DIGEST, CHUNKS[0])
     path = file(tmp_path)
-    os.utime(path, (1000, 2000))
+    begun = time.time()
+    os.utime(path, (begun - ago, begun - ago))
     store.load(DIGEST)
-    renewed = path.stat()
-    assert renewed.st_atime > 1_000_000
-    assert renewed.st_mtime == 2000
-    recent = renewed.st_atime - directory.TOUCH_INTERVAL / 2
-    os.utime(path, (recent, 2000))
+    assert path.stat().st_mtime == pytest.approx(begun, abs=directory.TOUCH_INTERVAL / 2)
+    assert path.stat().st_atime == pytest.approx(begun, abs=directory.TOUCH_INTERVAL / 2)
+    lately = begun - directory.TOUCH_INTERVAL / 2
+    os.utime(path, (lately, lately))
     store.load(DIGEST)
-    assert path.stat().st_mtime == 2000
+    assert path.stat().st_mtime == lately
+
+
+def test_what_is_checked_stays_so_when_its_times_are_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = directory.ChunkDirectory(tmp_path)
+    store.store(DIGEST, CHUNKS[0], wanted=False)
+    monkeypatch.setattr(directory, "sha256", lambda raw: pytest.fail("hashed again"))
+    assert store.load(DIGEST) == CHUNKS[0]
+    assert file(tmp_path).stat().st_mtime > 0
 
 
 def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_kept(

@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
     """Two images that share a chunk of two each, and a chunk of nobody; one chunk of the second is not here."""
     directory = ChunkDirectory(tmp_path)
     for raw in (CHUNKS[0], CHUNKS[1], CHUNKS[4]):
-        directory.store(sha256(raw), raw)
+        directory.store(sha256(raw), raw, wanted=raw is CHUNKS[1])
     for image, chunks in ((ONE, CHUNKS[:2]), (TWO, CHUNKS[1:3])):
         verities = [ChunkVerity(digest, bytes(32)) for digest in sorted(map(sha256, chunks))]
         message = encode(RootfsContent([[Inode(1, Kind.DIR)]], verities))
@@ -51,13 +51,14 @@ def test_what_images_share_is_told_apart(root: Path, capsys: pytest.CaptureFixtu
     assert (one["image"], one["chunks"], one["local"], one["disk"]) == (ONE, 2, 2, 2 * BLOCKS)
     assert (one["shared"], one["own"]) == (BLOCKS, BLOCKS)
     assert (two["image"], two["local"], two["own"]) == (TWO, 1, 0)
-    assert (told["disk"], told["unused"]) == (3 * BLOCKS, BLOCKS)
+    assert (told["disk"], told["unused"], told["recent"]) == (3 * BLOCKS, BLOCKS, BLOCKS)
 
 
 def test_a_person_gets_a_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "ls", "--root", str(root))
     assert ONE in out
     assert "50 %" in out
+    assert "8.2 kB were read by containers within a day" in out
 
 
 def test_prune_removes_what_no_image_has(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +66,14 @@ def test_prune_removes_what_no_image_has(root: Path, capsys: pytest.CaptureFixtu
     assert (status, json.loads(out)) == (0, {"freed": BLOCKS})
     directory = ChunkDirectory(root)
     assert [directory.exists(sha256(raw)) for raw in CHUNKS] == [True, True, False, False, False]
+
+
+def test_prune_to_a_size_leaves_what_containers_read_for_last(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = root / "config.toml"
+    config.write_text('[cache]\nreserve = "100%"')
+    assert run(capsys, "prune", "--to", "9KB", "--root", str(root), "--config", str(config))[0] == 0
+    directory = ChunkDirectory(root)
+    assert [directory.exists(sha256(raw)) for raw in CHUNKS] == [False, True, False, False, False]
 
 
 def test_prune_to_a_size_removes_more(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

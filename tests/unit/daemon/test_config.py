@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from snapshotter.chunkstore.reserve import Cap
 from snapshotter.daemon.config import Config, load, parse
 from snapshotter.errors import InvalidError, NotFoundError
 from snapshotter.format.fsverity import Mode
@@ -54,6 +55,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             address = "/run/p.sock"
             log_level = "debug"
             cache.max_size = "20GiB"
+            cache.reserve = "40%"
             fetch.read_timeout = 5
             mount.workers = 3
             integrity.fs_verity = "require"
@@ -67,6 +69,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     )
     assert (config.root, config.address, config.log_level) == (Path("/srv/p"), Path("/run/p.sock"), "debug")
     assert (config.cache_max_bytes, config.read_timeout, config.mount_workers) == (20 << 30, 5.0, 3)
+    assert config.cache_cap == Cap(20 << 30, reserve=0.4)
     assert config.fs_verity is Mode.REQUIRE
     host = config.registries["registry.example:5000"]
     assert (host.endpoint, host.plain_http) == ("10.0.0.1:5000", True)
@@ -96,6 +99,8 @@ def test_sizes(tmp_path: Path, text: str, size: int | None) -> None:
         ("[integrity]\nfs_verity = true", "integrity.fs_verity must be one of"),
         ("[cache]\nmax_size = 'much'", "cache.max_size must be a size"),
         ("[cache]\nmax_size = true", "cache.max_size must be a size"),
+        ("[cache]\nreserve = '101%'", "cache.reserve must be a part of the whole"),
+        ("[cache]\nreserve = 0.25", "cache.reserve must be a part of the whole"),
         ("[fetch]\nread_timeout = 0", "fetch.read_timeout must be a number"),
         ("[mount]\nworkers = 0", "mount.workers must be a number"),
         ("registry = 1", "registry"),

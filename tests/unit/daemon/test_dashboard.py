@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from snapshotter.chunkstore.coverage import Coverage
+from snapshotter.chunkstore.directory import Usage
 from snapshotter.chunkstore.stats import Count
 from snapshotter.daemon.activity import Totals
 from snapshotter.daemon.metrics import expose
@@ -33,7 +34,7 @@ def samples() -> dict[str, set[str]]:
         layers={"sha256:00": Coverage(2, 1, 10, 5, 4096)},
         mounts=[LayerMount("sha256:00", "containerd", ("registry.example/app:1",), "/l/1")],
         failed={},
-        cache=CacheState(Path("/chunks"), 1, 1, None, 1),
+        cache=CacheState(Path("/chunks"), Usage(1, 1, 1), None, 1),
         background={},
         errors=[],
     )

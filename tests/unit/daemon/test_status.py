@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from snapshotter.chunkstore.chain import Node
+from snapshotter.chunkstore.reserve import Cap
 from snapshotter.chunkstore.stats import Count
 from snapshotter.daemon import statusclient
 from snapshotter.daemon.activity import Activity
@@ -69,8 +70,8 @@ def address(tmp_path: Path, node: Node) -> Iterator[Path]:
     reader = MemoryBlobs("registry.example/app")
     reader.add(blob)
     node.fetch_indexes([place], [reader])
-    for raw in CHUNKS[:2]:
-        node.cache.put(sha256(raw), raw)
+    for number, raw in enumerate(CHUNKS[:2]):
+        node.cache.put(sha256(raw), raw, wanted=number == 0)
     node.cache.flush()
     node.stats.add(Count.BYTES, 1000, source="registry.example/app")
     said: dict[str, Any] = node.report()
@@ -86,7 +87,7 @@ def address(tmp_path: Path, node: Node) -> Iterator[Path]:
     log.addHandler(errors)
     log.error("something went wrong")
     activity = Activity(lambda: [worker], dict)
-    status = Status(node, layers, activity, failed=lambda: failed, max_bytes=1 << 30, errors=errors)
+    status = Status(node, layers, activity, failed=lambda: failed, cap=Cap(1 << 30), errors=errors)
     address = tmp_path / "snapshotter.sock"
     server = StatusServer(socket_path(address), None, status.take)
     yield address
@@ -114,7 +115,8 @@ def test_the_status_tells_layers_images_workers_and_what_went_wrong(address: Pat
     assert told["failed"] == {to_text(BROKEN): "its metadata is gone"}
     assert told["cache"]["chunks"] == 2
     assert told["cache"]["max"] == 1 << 30
-    assert told["cache"]["used"] >= 2 * 4096
+    assert told["cache"]["used"] == 2 * told["cache"]["recent"] >= 2 * 4096, "a container has read one of two"
+    assert told["cache"]["reserve"] == 1 << 28
     assert told["counters"]["bytes"] == {"registry.example/app": 1000}
     assert [error["message"] for error in told["errors"]] == ["something went wrong"]
 
@@ -125,6 +127,8 @@ def test_the_metrics_are_in_prometheus_form(address: Path) -> None:
     assert (received.labels, received.value) == ({"host": "registry.example"}, 1000)
     (ratio,) = families["puzzlefs_layer_local_ratio"].samples
     assert (ratio.labels, ratio.value) == ({"layer": to_text(LAYER)}, 0.5)
+    assert families["puzzlefs_cache_reserve_bytes"].samples[0].value == 1 << 28
+    assert families["puzzlefs_cache_recent_bytes"].samples[0].value == families["puzzlefs_cache_bytes"].samples[0].value / 2
     buckets = [s for s in families["puzzlefs_read_seconds"].samples if s.name.endswith("_bucket")]
     assert buckets[-1].labels["le"] == "+Inf"
     assert [s.value for s in buckets] == sorted(s.value for s in buckets), "buckets are cumulative"
@@ -136,7 +140,7 @@ def test_only_root_may_ask(address: Path) -> None:
 
 def test_the_port_tells_metrics_and_nothing_else(tmp_path: Path, node: Node) -> None:
     layers = {"containerd": StubLayers(LayerSource((), (IMAGE,), to_text(LAYER)))}
-    status = Status(node, layers, Activity(list, dict), failed=dict, max_bytes=None, errors=RecentErrors())
+    status = Status(node, layers, Activity(list, dict), failed=dict, cap=None, errors=RecentErrors())
     place = f"127.0.0.1:{_free_port()}"
     server = StatusServer(tmp_path / "status.sock", place, status.take)
     try:
