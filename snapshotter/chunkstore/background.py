@@ -68,29 +68,36 @@ class Background:
         self._clock = clock
         self._poll = poll
         self._lock = threading.Lock()
-        self._layers: dict[str, Rest] = {}
+        self._layers: dict[str, list[Rest]] = {}
         self._fetched: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._closing = threading.Event()
+        self._wanted = threading.Event()  # set while there is a layer, and when closing
         self._thread: threading.Thread | None = None
         self._busy_at = clock()
         self._seen = reads.fetches
 
     def add(self, layer: str, rest: Rest) -> None:
-        """Fetch the rest of `layer` too. One that is known is replaced."""
+        """Fetch the rest of `layer` too, until it is all here or `drop` has been called for each `rest` that was given.
+
+        Of several for one layer, which is mounted more than once or read from other places now, the last one is asked.
+        """
         with self._lock:
-            self._layers[layer] = rest
+            self._layers.setdefault(layer, []).append(rest)
+            self._wanted.set()
             self._busy_at = self._clock()
             if self._thread is None and not self._closing.is_set():
                 self._thread = threading.Thread(target=self._run, name="background", daemon=True)
                 self._thread.start()
 
-    def drop(self, layer: str) -> None:
-        """The layer is mounted no more."""
+    def drop(self, layer: str, rest: Rest) -> None:
+        """Nobody wants `rest` any more. Waits for nothing: a range under way still comes. Calling it again does nothing."""
         with self._lock:
-            self._layers.pop(layer, None)
-            self._fetched.pop(layer, None)
-            self._not_before.pop(layer, None)
+            left = [other for other in self._layers.get(layer, ()) if other is not rest]
+            if left:
+                self._layers[layer] = left
+            else:
+                self._forget(layer)
 
     def report(self) -> dict[str, Any]:
         """By layer: ``fetched`` (stored bytes, by this process), and ``state``: ``waiting`` for quiet, or for its source after
@@ -110,6 +117,7 @@ class Background:
     def close(self) -> None:
         """End the thread after the range that is under way. Calling it again does nothing."""
         self._closing.set()
+        self._wanted.set()
         if self._thread is not None:
             self._thread.join()
 
@@ -119,21 +127,29 @@ class Background:
             quiet = self._is_quiet()
             now = self._clock()
             layer, rest = next(
-                ((name, rest) for name, rest in self._layers.items() if self._not_before.get(name, 0) <= now), (None, None)
+                ((name, rests[-1]) for name, rests in self._layers.items() if self._not_before.get(name, 0) <= now),
+                (None, None),
             )
         if not quiet or layer is None or rest is None:
             return self._poll
         try:
             chosen = _first_range(rest.missing())
             if not chosen:
-                self.drop(layer)
+                with self._lock:
+                    self._forget(layer)
                 log.info("layer %s is all on this node", layer)
                 return 0.0
             rest.bring([entry.digest for entry in chosen])
-        except PuzzlefsError as error:
-            log.info("layer %s: its rest cannot be fetched now: %s", layer, error)
+        except Exception as error:
             with self._lock:
+                if rest not in self._layers.get(layer, ()):
+                    return 0.0  # it was dropped while it was looked at, and its metadata closed
                 self._not_before[layer] = self._clock() + RETRY
+            unexpected = None if isinstance(error, PuzzlefsError) else error
+            log.log(
+                logging.ERROR if unexpected else logging.INFO,
+                "layer %s: its rest cannot be fetched now: %s", layer, error, exc_info=unexpected,
+            )  # fmt: skip
             return self._poll
         size = sum({entry.offset: entry.stored_length for entry in chosen}.values())
         with self._lock:
@@ -148,14 +164,19 @@ class Background:
             self._busy_at = now
         return now - self._busy_at >= self._policy.quiet
 
+    def _forget(self, layer: str) -> None:
+        """The lock is held by the caller."""
+        self._layers.pop(layer, None)
+        self._fetched.pop(layer, None)
+        self._not_before.pop(layer, None)
+        if not self._layers and not self._closing.is_set():
+            self._wanted.clear()
+
     def _run(self) -> None:
         wait = 0.0
         while not self._closing.wait(wait):
-            try:
-                wait = self.step()
-            except Exception:
-                log.exception("fetching in the background failed")
-                wait = RETRY
+            self._wanted.wait()
+            wait = self.step()
 
 
 def _first_range(missing: Iterator[PackEntry]) -> list[PackEntry]:

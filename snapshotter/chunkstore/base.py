@@ -79,7 +79,8 @@ class ChunkStore(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what this member holds, and close the members behind it. Calling it again does nothing."""
+        """Give back what this member holds, and close the members behind it. Reads under way are still answered. Calling it
+        again does nothing."""
         ...
 
 

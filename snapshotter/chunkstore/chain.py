@@ -96,10 +96,13 @@ class Node:
         layer: str = "",
         verity_of: VerityOf | None = None,
         on_bulk: Callable[[], None] = lambda: None,
+        *,
+        complete: bool = False,
     ) -> ChunkStore:
         """The chunks of a layer that lie in `packs`, which `sources` are asked for in their order; `layer` names it in reports.
 
-        `verity_of` tells the fs-verity digests that the layer names for them.
+        `verity_of` tells the fs-verity digests that the layer names for its chunks. With `complete`, and where a policy was
+        given, the rest of the layer is fetched when it is quiet, until the chain is closed.
 
         Nothing is read here: an index is opened when a chunk is first looked for. Sources are not closed with the chain.
         """
@@ -134,7 +137,10 @@ class Node:
         fetched_once = Observed(single, self.reads, "fetch", layer)
         cached = CachedStore(self.cache, fetched_once, verity_of)
         noted = Observed(RecentStore(self._recent, cached), self.reads, "read", layer)
-        return Foreseen(noted, lambda: stores[self._health.best(fetched)]) if stores else noted
+        if not stores:
+            return noted
+        stop = self._complete(packs, sources, layer, verity_of) if complete and verity_of is not None else lambda: None
+        return Foreseen(noted, lambda: stores[self._health.best(fetched)], stop)
 
     def _link(self, source: BlobReader) -> Link:
         """What is known of the way to `source`, which many layers may be read from."""
@@ -149,17 +155,21 @@ class Node:
         """
         self._prefetches.begin(start, packs, sources, partial(self._plain, sources))
 
-    def complete(
-        self, packs: Sequence[PackPlace], sources: Sequence[BlobReader], layer: str, has: Callable[[Digest], bool]
-    ) -> None:
-        """Fetch the rest of `layer` when it is quiet, where a policy was given: the chunks of `packs` that it `has`."""
-        if self.background is not None:
-            indexes = partial(self.indexes.open, readers=sources)
-            self.background.add(layer, PackRest(self._plain(sources, packs), packs, indexes, has, self.cache))
-
     def settle(self) -> None:
         """Wait until the starts that are being fetched have come, or failed."""
         self._prefetches.settle()
+
+    def _complete(
+        self, packs: Sequence[PackPlace], sources: Sequence[BlobReader], layer: str, verity_of: VerityOf
+    ) -> Callable[[], None]:
+        """Fetch the rest of `layer`: the chunks of `packs` for which it names a digest. What is returned ends that."""
+        if self.background is None:
+            return lambda: None
+        indexes = partial(self.indexes.open, readers=sources)
+        has = lambda digest: verity_of(digest) is not None  # noqa: E731
+        rest = PackRest(self._plain(sources, packs), packs, indexes, has, self.cache)
+        self.background.add(layer, rest)
+        return partial(self.background.drop, layer, rest)
 
     def _plain(self, sources: Sequence[BlobReader], places: Sequence[PackPlace]) -> PackStore:
         """The packs at `places` of the first source, without the rest of a chain."""

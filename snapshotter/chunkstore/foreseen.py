@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 class Foreseen:
     """Has what is expected brought into the cache of the node, by the store that `choose` gives, and answers from `inner`."""
 
-    def __init__(self, inner: ChunkStore, choose: Callable[[], PackStore]) -> None:
+    def __init__(self, inner: ChunkStore, choose: Callable[[], PackStore], on_close: Callable[[], None] = lambda: None) -> None:
+        """`on_close` is called when nobody reads through this any more, so that nothing is to be brought for it either."""
         self._inner = inner
+        self._on_close = on_close
         self._choose = choose
         self._near: AtHand | None = inner if isinstance(inner, AtHand) else None
 
@@ -54,4 +56,5 @@ class Foreseen:
         return self._inner.has(digest)
 
     def close(self) -> None:
+        self._on_close()
         self._inner.close()

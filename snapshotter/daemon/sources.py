@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,10 @@ class LayerSource:
             "mountpoint": self.mountpoint,
             "background": self.background,
         }
+
+    def unattended(self) -> LayerSource:
+        """The same places, with nothing to be fetched or noted unasked."""
+        return replace(self, profile=None, start=None, record=None, mountpoint=None, background=False)
 
     @classmethod
     def from_json(cls, value: Any) -> LayerSource:

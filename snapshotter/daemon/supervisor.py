@@ -187,12 +187,20 @@ class Supervisor:
             raise
 
     def unmount(self, mountpoint: Path) -> None:
-        """See `layers.Mounts`. Workers serve the mount until the kernel says that its last user is gone."""
+        """See `layers.Mounts`. Workers serve the mount until the kernel says that its last user is gone, but fetch nothing
+        unasked for it."""
+        told = []
         with self._lock:
             self._take_off(mountpoint)
             for mount in self._mounts.values():
                 if mount.mountpoint == mountpoint:
                     mount.detached = True
+                    if mount.add is not None and mount.add.store.get("background"):
+                        source = LayerSource.from_json(mount.add.store)
+                        mount.add = dataclasses.replace(mount.add, store=source.unattended().to_json())
+                        told.append(mount)
+        for mount in told:
+            self._tell(mount)
 
     def update(self, mountpoint: Path, source: LayerSource) -> None:
         """See `layers.Mounts`."""
@@ -293,6 +301,8 @@ class Supervisor:
         try:
             if client is not None and mount.add is not None:
                 client.update(mount.ident, mount.add.store)
+        except NotFoundError:
+            return  # it is gone, or is told with the mount
         except PuzzlefsError as error:
             _log.warning("%s: its worker could not be told of a new source yet: %s", mount.name, error)
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if source.profile is not None or source.start is not None:
             recorded = None if source.start is None else Path(source.start)
             node.bring(source.packs, stores, Start(source.layer, source.profile, recorded))
-        if source.background:
-            node.complete(source.packs, stores, source.layer, lambda digest: verity_of(digest) is not None)
+        make = partial(node.chain, source.packs, stores, source.layer, verity_of, complete=source.background)
         if source.mountpoint is None:
-            chain = node.chain(source.packs, stores, source.layer, verity_of)
+            chain = make()
         else:
             known = source.profile is not None or source.start is not None
             window = StartWindow(Path(source.mountpoint), profile=known)
-            chain = Started(node.chain(source.packs, stores, source.layer, verity_of, window.end), window)
+            chain = Started(make(on_bulk=window.end), window)
         return chain if source.record is None else Recorded(chain, Path(source.record), seconds=RECORD_SECONDS)
 
     try:

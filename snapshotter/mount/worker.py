@@ -57,7 +57,7 @@ class _Replaceable:
     """A chunk store that can be exchanged for another while reads are under way; those end with the one they began with."""
 
     def __init__(self, store: ChunkStore) -> None:
-        self.replace(store)
+        self._use(store)
 
     @property
     def name(self) -> str:
@@ -84,7 +84,12 @@ class _Replaceable:
         self._store.close()
 
     def replace(self, store: ChunkStore) -> None:
-        """Read from `store` from now on. What was there is left to its last reader: it holds nothing that must be closed."""
+        """Read from `store` from now on, and close what was there; its last readers are still answered."""
+        former = self._store
+        self._use(store)
+        former.close()
+
+    def _use(self, store: ChunkStore) -> None:
         self._near: AtHand | None = store if isinstance(store, AtHand) else None
         self._foreseeing: Foreseeing | None = store if isinstance(store, Foreseeing) else None
         self._store = store
@@ -101,8 +106,8 @@ class _Layer:
         self._trees = trees
 
     def close(self) -> None:
+        self.store.close()  # first: it may ask the tree what the layer has
         self._trees.close(self.tree)
-        self.store.close()
         self.connection.close()
 
 

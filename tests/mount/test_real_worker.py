@@ -21,7 +21,7 @@ from tests.mount.source import PIECE, Builder
 
 CONTENT = b"c" * PIECE + b"and more" * 1000
 HUNDREDS = 300
-NOWHERE = LayerSource((), ("registry.invalid/nothing/is/fetched:1",))
+NOWHERE = LayerSource((), ("registry.invalid/nothing/is/fetched:1",), layer="the layer")
 MEMORY_SLACK = 1 << 20
 """Bytes by which resident memory may have moved, an allocator's own affairs: 0.1 MB is usual, a KiB a mount too much."""
 
@@ -77,6 +77,23 @@ def test_one_worker_serves_hundreds_of_mounts(daemon: RealDaemon, image: Path, t
         daemon.mount(image, point)
     assert all((point / "directory" / "file").read_bytes() == CONTENT for point in points)
     assert set(daemon.worker.stats()["mounts"]) == set(map(str, points))
+
+
+def test_what_is_unmounted_is_not_completed(daemon: RealDaemon, image: Path, tmp_path: Path) -> None:
+    """The rest of a layer is to be fetched as long as it is mounted anywhere, whoever tells its worker of other places."""
+    points = [tmp_path / "one", tmp_path / "two"]
+    for point in points:
+        daemon.mount(image, point)
+    daemon.worker.update(str(points[0]), NOWHERE.to_json())
+    assert list(daemon.worker.stats()["background"]) == ["the layer"]
+    daemon.worker.update(str(points[0]), NOWHERE.unattended().to_json())
+    assert list(daemon.worker.stats()["background"]) == ["the layer"]
+    daemon.unmount(points[1])
+    assert daemon.event() == Gone(str(points[1]))
+    deadline = time.monotonic() + PATIENCE
+    while daemon.worker.stats()["background"] and time.monotonic() < deadline:
+        time.sleep(0.05)  # the mount is just being closed
+    assert daemon.worker.stats()["background"] == {}
 
 
 def test_after_a_thousand_mounts_all_is_as_it_was(daemon: RealDaemon, image: Path, tmp_path: Path) -> None:
