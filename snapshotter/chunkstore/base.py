@@ -107,6 +107,16 @@ class Foreseeing(Protocol):
         ...
 
 
+class Near(Protocol):
+    """What is nearer than any source and may have some chunks: other nodes' caches."""
+
+    def find(self, pack: Digest, digests: Sequence[Digest]) -> Iterator[tuple[Digest, bytes]]:
+        """Those of `digests`, chunks of `pack`, that are found there, with their raw bytes, verified, as they come.
+
+        Takes little time whatever happens there, and never raises: what is not found is read from the pack."""
+        ...
+
+
 class BlobReader(Protocol):
     """Reads byte ranges of stored blobs (packs, chunks of upstream's layouts): a registry, an OCI layout."""
 

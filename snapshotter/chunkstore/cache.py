@@ -7,10 +7,11 @@ reads go on from what is fetched.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from snapshotter.chunkstore.base import ChunkRef, ChunkStore
@@ -97,6 +98,22 @@ class ChunkCache:
             self._read(digest)
             return raw
         return self.directory.at_hand(digest)
+
+    @contextlib.contextmanager
+    def opened(self, digest: Digest) -> Iterator[tuple[int, int] | None]:
+        """The chunk's file, if it is written and right: a descriptor at its start and its size, for as long as the block lasts.
+        What cannot be read is not there."""
+        with contextlib.ExitStack() as stack:
+            found = None
+            try:
+                found = stack.enter_context(self.directory.opened(digest))
+            except CorruptError as error:
+                self.stats.add(Count.CACHE_CORRUPT)
+                log.warning("%s", error)
+            except OSError as error:
+                self.stats.add(Count.CACHE_READ_FAILURES)
+                log.warning("cannot read cached chunk %s: %s", self.directory.file(digest), error)
+            yield found
 
     def has(self, digest: Digest) -> bool:
         """Whether the chunk is here, written or about to be."""

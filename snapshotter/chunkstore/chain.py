@@ -10,7 +10,8 @@ For a mount worker, from the reader of a file inwards::
   before it lets go of the chunk.
 * Retry stands before the fallback: when a source fails, asking the next one is quicker than waiting for the first.
 * Verify stands around each source, not around them all, since a wrong answer of one is a reason to ask the next.
-* The planner works inside `packs`: what lies beside a chunk is known there.
+* The planner works inside `packs`: what lies beside a chunk is known there. Other nodes' caches are asked there too, for all
+  that a request would bring, before it is made.
 
 The cache, the flights, the threads and the counters are the process's, shared by all its layers (`Node`). The two functions
 at the end are for the ``mount`` command, which reads a layout on the same machine.
@@ -37,6 +38,7 @@ from snapshotter.chunkstore.indexes import IndexStore, fetch_index
 from snapshotter.chunkstore.link import Link
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.packs import PackStore
+from snapshotter.chunkstore.peers import Peers
 from snapshotter.chunkstore.planner import Limits
 from snapshotter.chunkstore.pool import FetchPool
 from snapshotter.chunkstore.prefetch import Prefetches, Start
@@ -60,7 +62,7 @@ class Node:
 
     `cap` bounds the chunks on disk (None: no cap). `read_timeout` bounds a read in seconds; retries end a little
     before it, so that a read fails with the source's reason and not with a bare timeout. `sealing` has the kernel's fs-verity
-    check the cached chunks; None where the cache's file system has none.
+    check the cached chunks; None where the cache's file system has none. `peers` makes what asks other nodes' caches.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Node:
         limits: Limits | None = None,
         sealing: Sealing | None = None,
         background: BackgroundPolicy | None = None,
+        peers: Callable[[Stats], Peers] | None = None,
     ) -> None:
         self.stats = Stats()
+        self._peers = peers(self.stats) if peers is not None else None
         self.reads = Reads()
         self._claims = Claims(root)
         self._flying = Flying(self._claims)
@@ -119,6 +123,7 @@ class Node:
                 on_bulk=on_bulk,
                 link=self._link(source),
                 timeout=self._read_timeout,
+                near=self._peers,
             )
             for source in sources
         ]
@@ -182,6 +187,7 @@ class Node:
             limits=self._limits,
             flying=self._flying,
             timeout=self._read_timeout,
+            near=self._peers,
         )
 
     def fetch_indexes(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader]) -> None:
@@ -200,6 +206,8 @@ class Node:
             self.background.close()
         self._prefetches.close()
         self.pool.close()
+        if self._peers is not None:
+            self._peers.close()
         self.cache.close()
         self._claims.close()
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -47,6 +48,8 @@ AT_HAND_MAX = 256 << 10
 TOUCH_INTERVAL = 600.0
 """Seconds after which a read renews a file's times: at this interval it costs nothing, and the order of eviction is right to
 ten minutes."""
+
+_BLOCK = 256 << 10
 
 TEMPORARY = ".tmp"
 """The directory, beside the chunks' own, in which files are written before they are renamed."""
@@ -181,6 +184,53 @@ class ChunkDirectory:
             return None
         finally:
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def opened(self, digest: Digest) -> Iterator[tuple[int, int] | None]:
+        """The chunk's file for as long as the block lasts: a descriptor at its start and its size, once it has been seen that
+        it holds the chunk; None if there is none. For who sends a file on without having it in memory, which is no read of a
+        container.
+
+        Raises:
+            CorruptError, OSError: as `load`.
+        """
+        path = self.file(digest)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            self._forget(digest)
+            yield None
+            return
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= CHUNK_MAX:
+                raise self._drop(digest, f"is no file of 1 to {CHUNK_MAX} bytes")
+            self._check(digest, descriptor, status)
+            yield descriptor, status.st_size
+        finally:
+            os.close(descriptor)
+
+    def _check(self, digest: Digest, descriptor: int, status: os.stat_result) -> None:
+        """As `_read`, without having all of the file in memory."""
+        identity = _identity(status)
+        if self._verified.get(digest) == identity and (
+            digest in self._sealed
+            or pagecache.resident_pages(descriptor, status.st_size) == pagecache.page_count(status.st_size)
+        ):
+            return
+        hashed = hashlib.sha256()
+        try:
+            while block := os.read(descriptor, _BLOCK):
+                hashed.update(block)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise self._drop(digest, f"cannot be read, or fails fs-verity ({error.strerror})") from None
+            raise
+        if hashed.digest() != digest:
+            raise self._drop(digest, "does not match its name")
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        sealed = self._sealing is not None and self._sealing.measure(descriptor) is not None
+        self._remember(digest, identity, sealed=sealed)
 
     def was_read(self, digest: Digest) -> None:
         """A container has read the chunk, but not from here. Nothing where there is no file. Never raises."""

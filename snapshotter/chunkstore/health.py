@@ -21,6 +21,8 @@ class Health:
         self._lock = threading.Lock()
         self._ailing: dict[str, tuple[float, float]] = {}
         """By name, until when it is asked last, and the pause that ends then."""
+        self._probed: set[str] = set()
+        """Those of them whose pause has ended: somebody is asking them now."""
 
     def order(self, sources: Sequence[ChunkStore]) -> Sequence[ChunkStore]:
         """`sources` in the order in which to ask them: as they are, but those that failed lately last.
@@ -40,6 +42,7 @@ class Health:
                     continue
                 if pause:
                     self._ailing[source.name] = now + pause, pause
+                    self._probed.add(source.name)
                 well.append(source)
         return [*well, *ailing]
 
@@ -54,12 +57,15 @@ class Health:
         """`source` did not answer what another one had, or did not answer at all."""
         now = self._clock()
         with self._lock:
-            until, pause = self._ailing.get(source.name, (0.0, FIRST_PAUSE / 2))
-            if now >= until or pause < FIRST_PAUSE:
-                pause = min(LONGEST_PAUSE, pause * 2)
+            until, pause = self._ailing.get(source.name, (now, 0.0))
+            # what several threads notice at the same time is one failure
+            if now >= until or source.name in self._probed:
+                pause = min(LONGEST_PAUSE, pause * 2 or FIRST_PAUSE)
                 self._ailing[source.name] = now + pause, pause
+                self._probed.discard(source.name)
 
     def answered(self, source: ChunkStore) -> None:
         """`source` is well."""
         with self._lock:
             self._ailing.pop(source.name, None)
+            self._probed.discard(source.name)

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ from snapshotter.chunkstore.base import (
     ChunkCorruptError,
     ChunkMissingError,
     ChunkRef,
+    Near,
     RangesReader,
     SourceUnavailableError,
 )
@@ -94,9 +95,10 @@ class PackStore:
         on_bulk: Callable[[], None] = lambda: None,
         link: Link | None = None,
         timeout: float = TIMEOUT,
+        near: Near | None = None,
     ) -> None:
         """`on_bulk` is called, more than once, when a reader goes through a pack from front to back (`BULK`). `link` is what is
-        known of the way to `reader`; several stores may share it."""
+        known of the way to `reader`; several stores may share it. `near` is asked before `reader`, for what that would be."""
         self._packs = tuple(packs)
         self._reader = reader
         self._pool = pool
@@ -107,6 +109,7 @@ class PackStore:
         self._flying = flying or Flying()
         self._on_bulk = on_bulk
         self._link = link or Link()
+        self._near = near
         self._streams: dict[Digest, tuple[Stream, ...]] = {}
 
     @property
@@ -359,10 +362,14 @@ class PackStore:
         left = dict(request.futures)
         decoder = arrivals.Decoder(where)
         try:
-            for entry, stored in self._arriving(request):
+            for digest, raw in self._near.find(request.pack.digest, list(left)) if self._near is not None else ():
+                if digest not in request.wanted:
+                    self._keep(digest, raw, where)
+                self._flying.settle(digest, left.pop(digest), raw)
+            for entry, stored in self._arriving(request, left):
                 result = decoder.decode(entry, stored)
                 if entry.digest not in request.wanted:
-                    result = self._keep(entry, result, where)
+                    result = self._keep(entry.digest, result, where)
                 self._flying.settle(entry.digest, left.pop(entry.digest), result)
             if left:
                 raise CorruptError("not all came that was asked for")
@@ -375,27 +382,33 @@ class PackStore:
             for digest, future in left.items():
                 self._flying.settle(digest, future, SourceUnavailableError(f"reading {where} failed: {error}", retryable=False))
 
-    def _arriving(self, request: _Request) -> Iterator[tuple[PackEntry, bytes]]:
-        """The chunks of a request as they come."""
-        self._stats.add(Count.REQUESTS, source=self._reader.name)
-        arriving = arrivals.Arrivals(request.ranges)
-        size = sum(found.length for found in request.ranges)
-        began = time.monotonic()
-        received = 0
-        for offset, block in arrivals.read(self._reader, request.pack.digest, request.ranges):
-            received += len(block)
-            self._stats.add(Count.BYTES, len(block), source=self._reader.name)
-            if received == size:
-                self._link.note(size, time.monotonic() - began)
-            yield from arriving.feed(offset, block)
+    def _arriving(self, request: _Request, left: Collection[Digest]) -> Iterator[tuple[PackEntry, bytes]]:
+        """Those chunks of a request that are `left` to be read, as they come."""
+        groups: Sequence[Sequence[Range]] = [request.ranges]
+        if len(left) < len(request.futures):
+            entries = [entry for found in request.ranges for entry in found.entries if entry.digest in left]
+            at_once = max(1, len(request.ranges))
+            groups = planner.grouped(planner.coalesce(entries, self._limits), at_once, self._limits)
+        for ranges in groups:
+            self._stats.add(Count.REQUESTS, source=self._reader.name)
+            arriving = arrivals.Arrivals(ranges)
+            size = sum(found.length for found in ranges)
+            began = time.monotonic()
+            received = 0
+            for offset, block in arrivals.read(self._reader, request.pack.digest, ranges):
+                received += len(block)
+                self._stats.add(Count.BYTES, len(block), source=self._reader.name)
+                if received == size:
+                    self._link.note(size, time.monotonic() - began)
+                yield from arriving.feed(offset, block)
 
-    def _keep(self, entry: PackEntry, raw: bytes | PuzzlefsError, where: str) -> bytes | PuzzlefsError:
+    def _keep(self, digest: Digest, raw: bytes | PuzzlefsError, where: str) -> bytes | PuzzlefsError:
         """Check and keep a chunk that was not asked for."""
-        if isinstance(raw, bytes) and sha256(raw) != entry.digest:
-            raw = ChunkCorruptError(entry.digest, where, "its sha256 is another")
+        if isinstance(raw, bytes) and sha256(raw) != digest:
+            raw = ChunkCorruptError(digest, where, "its sha256 is another")
         if isinstance(raw, bytes):
             if self._local is not None:
-                self._local.put(entry.digest, raw, wanted=False)
+                self._local.put(digest, raw, wanted=False)
             self._stats.add(Count.AHEAD, source=self._reader.name)
         else:
             log.warning("read ahead: %s", raw)

@@ -25,6 +25,8 @@ class Count(enum.StrEnum):
     EVICTIONS = "evictions"  # files removed from the cache to keep its cap
     EVICTED_BYTES = "evicted_bytes"
     EVICTED_RECENT_BYTES = "evicted_recent_bytes"  # of these, what containers had read recently (`reserve`)
+    SERVED = "served"  # chunks that were sent to other nodes
+    SERVED_BYTES = "served_bytes"
 
 
 SOURCES_MAX = 64

@@ -5,6 +5,7 @@
     gRPC server → snapshots and diff service → Snapshotter → Layers → Registries        (metadata, pack indexes)
                                                       └───→ Supervisor → mount workers → chunk store chain
                                                                 └──────→ Held → descriptor store
+    other nodes → PeerServer → chunk cache
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import grpc
 from snapshotter.api import diff_pb2_grpc, snapshots_pb2, snapshots_pb2_grpc
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.directory import Sealing
-from snapshotter.daemon import worker_main
+from snapshotter.daemon import peering, worker_main
 from snapshotter.daemon.activity import Activity
 from snapshotter.daemon.addresses import socket_path
 from snapshotter.daemon.config import Config
@@ -32,6 +33,8 @@ from snapshotter.daemon.keychain import Keychain, KeychainServer
 from snapshotter.daemon.keychain import socket_path as keychain_path
 from snapshotter.daemon.layers import Layers
 from snapshotter.daemon.origin import Origins
+from snapshotter.daemon.peering import PeersConfig
+from snapshotter.daemon.peerserver import PeerServer
 from snapshotter.daemon.reach import Reach
 from snapshotter.daemon.status import RecentErrors, Status
 from snapshotter.daemon.statusserver import StatusServer
@@ -42,6 +45,7 @@ from snapshotter.daemon.supervisor import Supervisor
 from snapshotter.errors import FailedPreconditionError, InvalidError
 from snapshotter.format import fsverity
 from snapshotter.format.annotations import PackPlace
+from snapshotter.registry.peerclient import Address
 from snapshotter.snapshots.differ import DiffService
 from snapshotter.snapshots.paths import check_ancestors, prepare_root
 from snapshotter.snapshots.service import SnapshotsService
@@ -71,6 +75,7 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
         InvalidError: the address cannot be one.
     """
     _check_address(config.address)
+    peering.asking(config.peers)  # the workers would find out one after another that its files cannot be used
     prepare_root(config.root)
     with contextlib.ExitStack() as stack:
         errors = RecentErrors()
@@ -155,6 +160,8 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
             errors=errors,
         )
         stack.callback(StatusServer(socket_path(config.address), config.metrics_address, status.take).close)
+        if config.peers.listen is not None:
+            stack.callback(_serve_peers(config.peers, config.peers.listen, node).close)
         server.start()
         stack.callback(lambda: server.stop(STOP_GRACE).wait())
         supervisor.stand_by()
@@ -171,6 +178,19 @@ def _sealing(config: Config) -> Sealing | None:
     how = "by the kernel's fs-verity" if sealing is not None else "by their digests in user space"
     _log.info("chunks and metadata on this node are checked %s", how)
     return sealing
+
+
+def _serve_peers(config: PeersConfig, address: Address, node: Node) -> PeerServer:
+    """What gives other nodes this one's chunks.
+
+    Raises:
+        FailedPreconditionError, InvalidError: it cannot listen, or its certificate cannot be used.
+    """
+    tls = peering.contexts(config, server=True)
+    server = PeerServer(address, node.cache.opened, stats=node.stats, tls=tls)
+    who = "whoever has a certificate of its authority" if tls is not None else "whoever reaches it"
+    _log.info("cached chunks are served at %s, to %s", server.address, who)
+    return server
 
 
 def _answers(address: Path) -> bool:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from snapshotter.chunkstore.reserve import RESERVE, Cap
-from snapshotter.daemon import stores
+from snapshotter.daemon import peering, stores
 from snapshotter.daemon.addresses import loopback
+from snapshotter.daemon.peering import PeersConfig
 from snapshotter.daemon.settings import absolute, check_keys, flag, seconds, table_of, text, texts, whole
 from snapshotter.daemon.stores import StoreConfig
 from snapshotter.errors import InvalidError, NotFoundError
@@ -48,6 +49,7 @@ class Config:
     `allowed_registries`: None for all. `credential_files`: in docker's or podman's form, besides the usual ones.
     `kubelet_providers`: the kubelet's credential provider configuration and the directory of its programs.
     `cri_image_service`: whether Kubernetes' image service is served as well, to hear the credentials of pulls.
+    `peers`: other nodes, whose caches are asked or who may ask for this one's.
     """
 
     root: Path = Path("/var/lib/puzzlefs")
@@ -72,6 +74,7 @@ class Config:
     credential_files: tuple[Path, ...] = ()
     kubelet_providers: tuple[Path, Path] | None = None
     cri_image_service: bool = False
+    peers: PeersConfig = field(default_factory=PeersConfig)
 
     @property
     def cache_cap(self) -> Cap | None:
@@ -147,17 +150,19 @@ def parse(data: Mapping[str, Any]) -> Config:
         "layer_store.mountpoint": "layer_store_mountpoint",
     }
     registries = data.get("registry", {})
-    flat = {key: value for key, value in data.items() if not isinstance(value, dict) and key != "store"}
+    flat = {key: value for key, value in data.items() if not isinstance(value, dict) and key not in ("store", "peers")}
     for section, table in data.items():
-        if section != "registry" and isinstance(table, dict):
+        if section not in ("registry", "peers") and isinstance(table, dict):
             flat |= {f"{section}.{key}": value for key, value in table.items()}
     for key, value in flat.items():
         if key not in readers:
-            raise InvalidError(f"unknown key {key}; known are {', '.join(sorted(readers))}, [[store]] and [registry.HOST]")
+            known = ", ".join(sorted(readers))
+            raise InvalidError(f"unknown key {key}; known are {known}, [[store]], [peers] and [registry.HOST]")
         values[names.get(key, key)] = readers[key](key, value)
     if not isinstance(registries, dict):
         raise InvalidError("registry must be a table: [registry.HOST]")
     values["registries"] = {host: _registry(host, table) for host, table in registries.items()}
+    values["peers"] = peering.parse(data.get("peers", {}))
     values["stores"] = tuple(stores.parse(data.get("store", [])))
     providers = [values.pop(f"credentials.{key}", None) for key in ("kubelet_config", "kubelet_bin_dir")]
     if providers.count(None) == 1:

@@ -20,7 +20,7 @@ from snapshotter.chunkstore.directory import VerityOf
 from snapshotter.chunkstore.prefetch import Start
 from snapshotter.chunkstore.recorder import Recorded
 from snapshotter.chunkstore.reserve import RESERVE, Cap
-from snapshotter.daemon import logs
+from snapshotter.daemon import logs, peering
 from snapshotter.daemon.config import Config, load
 from snapshotter.daemon.keychain import DaemonKeychain
 from snapshotter.daemon.keychain import socket_path as keychain_path
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         read_timeout=options.read_timeout,
         sealing=fsverity if options.seal else None,
         background=BackgroundPolicy(config.background_quiet, config.background_rate) if config.background else None,
+        peers=peering.asking(config.peers),
     )
     told = DaemonKeychain(options.keychain) if options.keychain is not None else None
     reach = Reach(replace(config, read_timeout=options.read_timeout), told)

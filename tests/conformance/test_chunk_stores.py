@@ -25,6 +25,7 @@ from snapshotter.chunkstore.flying import Flying
 from snapshotter.chunkstore.foreseen import Foreseen
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.packs import PackStore
+from snapshotter.chunkstore.peers import Peers
 from snapshotter.chunkstore.pool import FetchPool
 from snapshotter.chunkstore.reads import Observed, Reads
 from snapshotter.chunkstore.recent import RecentChunks, RecentStore
@@ -34,6 +35,7 @@ from snapshotter.chunkstore.singleflight import SingleFlight
 from snapshotter.chunkstore.stats import Stats
 from snapshotter.chunkstore.verify import Verify
 from snapshotter.daemon.contentstore import ContentStore
+from snapshotter.daemon.peerserver import PeerServer
 from snapshotter.daemon.startwindow import Started, StartWindow
 from snapshotter.errors import UnavailableError
 from snapshotter.format.digest import Digest, sha256
@@ -45,6 +47,7 @@ from snapshotter.registry.httpdirectory import HttpDirectory
 from snapshotter.registry.objectstorage import S3Directory
 from tests.support.blobserver import BlobServer, ContentServer, signed_with
 from tests.support.chunks import MemoryBlobs, MemoryLocal, StubStore, at_once, make_pack, refs, some_chunks
+from tests.support.nodes import LOOPBACK, ServedChunks
 
 CHUNKS = some_chunks(12)
 ABSENT = ChunkRef(sha256(b"nobody has this"))
@@ -133,6 +136,19 @@ def from_containerd(world: World) -> ChunkStore:
     return fetched(world, store)
 
 
+def beside_other_nodes(world: World) -> ChunkStore:
+    """One node has some of the chunks, right or as they are garbled; what is not to be had there comes from the pack."""
+    served = ServedChunks({})
+    served.chunks = world.stub.chunks  # where they are garbled
+    server = PeerServer(LOOPBACK, served, stats=world.stats)
+    world.after.callback(server.close)
+    served.before = lambda digest: world.blobs.before(digest, 0, 0)
+    del served.chunks[sha256(CHUNKS[3])]
+    near = Peers([server.address], stats=world.stats)
+    world.after.callback(near.close)
+    return Verify(PackStore([world.pack()], world.blobs, stats=world.stats, near=near), stats=world.stats)
+
+
 def fetched(world: World, source: BlobSource) -> ChunkStore:
     return Verify(PackStore([world.pack()], source, stats=world.stats), stats=world.stats)
 
@@ -189,6 +205,7 @@ MEMBERS: dict[str, Callable[[World], ChunkStore]] = {
     "packs from a web server": from_web_server,
     "packs from object storage": from_object_storage,
     "packs from containerd": from_containerd,
+    "packs beside other nodes' caches": beside_other_nodes,
     "blobs": lambda world: Verify(BlobStore(world.blobs, world.size_of, stats=world.stats), stats=world.stats),
     "noted": lambda world: Observed(world.source(), Reads(), "read", "layer"),
     "recorded": recorded,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -32,6 +32,20 @@ def index_of(place: PackPlace, pack: bytes) -> PackIndex:
     return PackIndex.parse(pack[place.index_offset :][: place.index_length], place.index_offset)
 
 
+class NearChunks:
+    """`Near` over a few chunks that logs what it is asked for."""
+
+    def __init__(self, chunks: Sequence[bytes]) -> None:
+        self.chunks = {sha256(raw): raw for raw in chunks}
+        self.asked: list[tuple[Digest, list[Digest]]] = []
+
+    def find(self, pack: Digest, digests: Sequence[Digest]) -> Iterator[tuple[Digest, bytes]]:
+        self.asked.append((pack, list(digests)))
+        for digest in digests:
+            if digest in self.chunks:
+                yield digest, self.chunks[digest]
+
+
 class Setup:
     """One pack behind a reader, and the means to make stores of it."""
 
@@ -44,6 +58,13 @@ class Setup:
         kept = self.local if local else None
         return PackStore(maps, self.reader, pool=self.pool, stats=self.stats, local=kept, limits=limits)
 
+    def near(self, *chunks: bytes, limits: Limits = QUIET) -> tuple[PackStore, NearChunks]:
+        """A store with `chunks` in other nodes' caches."""
+        near = NearChunks(chunks)
+        maps = [PackMap(PLACE.pack, lambda: index_of(PLACE, PACK))]
+        store = PackStore(maps, self.reader, pool=self.pool, stats=self.stats, local=self.local, limits=limits, near=near)
+        return store, near
+
     def settle(self) -> None:
         """Wait until everything that was begun has ended; afterwards nothing can be read ahead."""
         self.pool.close()
@@ -54,6 +75,43 @@ def setup() -> Iterator[Setup]:
     made = Setup()
     yield made
     made.pool.close()
+
+
+class TestOtherNodes:
+    def test_what_they_have_is_not_read_from_the_pack(self, setup: Setup) -> None:
+        store, near = setup.near(*CHUNKS)
+        assert store.get(refs(CHUNKS[3:19])) == CHUNKS[3:19]
+        assert setup.reader.asked == []
+        assert near.asked == [(PLACE.pack, [sha256(raw) for raw in CHUNKS[3:19]])]
+
+    def test_what_they_lack_is_read_and_not_what_lies_between(self, setup: Setup) -> None:
+        store, _ = setup.near(*CHUNKS[5:15])
+        assert store.get(refs(CHUNKS[:20])) == CHUNKS[:20]
+        assert [offset for _, offset, _ in setup.reader.asked] == [ENTRIES[0].offset, ENTRIES[15].offset]
+        assert sum(length for *_, length in setup.reader.asked) == sum(
+            entry.stored_length for entry in (*ENTRIES[:5], *ENTRIES[15:20])
+        )
+
+    def test_what_is_left_is_one_request_to_a_reader_that_does_several_ranges(self, setup: Setup) -> None:
+        setup.reader = RangedBlobs()
+        setup.reader.add(PACK)
+        store, _ = setup.near(*CHUNKS[5:15])
+        wanted = [*CHUNKS[:10], *CHUNKS[12:20], CHUNKS[25]]
+        assert store.get(refs(wanted)) == wanted
+        assert len(setup.reader.asked) == 1
+
+    def test_what_is_brought_unasked_comes_from_them_into_the_cache(self, setup: Setup) -> None:
+        store, _ = setup.near(*CHUNKS[:30])
+        store.bring([sha256(raw) for raw in CHUNKS], 1 << 20)
+        assert setup.local.chunks == {sha256(raw): raw for raw in CHUNKS}
+        assert [offset for _, offset, _ in setup.reader.asked] == [ENTRIES[30].offset]
+
+    def test_they_suffice_where_the_pack_cannot_be_read(self, setup: Setup) -> None:
+        setup.reader.blobs.clear()
+        store, _ = setup.near(*CHUNKS[:5])
+        assert store.get(refs(CHUNKS[:5])) == CHUNKS[:5]
+        with pytest.raises(ChunkMissingError):
+            store.get(refs(CHUNKS[3:6]))
 
 
 class TestRequests:

@@ -42,6 +42,9 @@ def test_the_shipped_file_has_every_key() -> None:
         section, _, name = key.rpartition(".")
         assert name in (data[section] if section else data), f"{key} is not in {SHIPPED.name}"
     with pytest.raises(InvalidError) as unknown:
+        parse({"peers": {"no_such_key": 1}})
+    assert set(data["peers"]) == set(str(unknown.value).partition("known are ")[2].split(", "))
+    with pytest.raises(InvalidError) as unknown:
         parse({"registry": {"h": {"no_such_key": 1}}})
     assert set(data["registry"]["registry.example:5000"]) == set(str(unknown.value).partition("known are ")[2].split(", "))
 
