@@ -43,8 +43,8 @@ class Config:
     loopback ``HOST:PORT`` where metrics can be had besides the status socket, None for none. `record_starts`: whether
     what first starts read is recorded, for the next pull of the same layers. `background`: whether the rest of images is
     fetched unasked, after `background_quiet` seconds in which no read had to wait, with `background_rate` bytes a second
-    in each worker. `mount_workers`: processes that serve mounts. `fs_verity`: whether the kernel's is to check this
-    node's files. `registries`: settings by registry host, as references name it. `containerd_address`: containerd's own
+    in each worker. `mount_workers`: processes that serve mounts. `keep_awake`: whether they may keep idle processors from
+    sleeping for moments (`mount.vigil`). `fs_verity`: whether the kernel's is to check this node's files. `registries`: settings by registry host, as references name it. `containerd_address`: containerd's own
     socket. `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are asked before registries.
     `allowed_registries`: None for all. `credential_files`: in docker's or podman's form, besides the usual ones.
     `kubelet_providers`: the kubelet's credential provider configuration and the directory of its programs.
@@ -65,6 +65,7 @@ class Config:
     background_quiet: float = 60.0
     layer_store_mountpoint: Path | None = None
     mount_workers: int = field(default_factory=lambda: min(MOUNT_WORKERS_MAX, os.cpu_count() or 1))
+    keep_awake: bool = True
     fs_verity: fsverity.Mode = fsverity.Mode.AUTO
     registries: Mapping[str, RegistryConfig] = field(default_factory=dict)
     containerd_address: Path = Path("/run/containerd/containerd.sock")
@@ -121,6 +122,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "background.quiet": seconds,
         "metrics.address": _loopback,
         "mount.workers": _workers,
+        "mount.keep_awake": flag,
         "containerd.address": absolute,
         "containerd.config_path": absolute,
         "policy.allowed_registries": texts,
@@ -141,6 +143,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "background.quiet": "background_quiet",
         "metrics.address": "metrics_address",
         "mount.workers": "mount_workers",
+        "mount.keep_awake": "keep_awake",
         "containerd.address": "containerd_address",
         "containerd.config_path": "hosts_directory",
         "policy.allowed_registries": "allowed_registries",

@@ -29,6 +29,7 @@ from snapshotter.daemon.sources import LayerSource
 from snapshotter.daemon.startwindow import Started, StartWindow
 from snapshotter.format import fsverity
 from snapshotter.mount import worker, workerproto
+from snapshotter.mount.processors import Processors
 
 RECORD_SECONDS = 120.0
 """How long a start is recorded at most, from its first read on."""
@@ -104,9 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chain = Started(make(on_bulk=window.end), window)
         return chain if source.record is None else Recorded(chain, Path(source.record), seconds=RECORD_SECONDS)
 
+    processors = Processors() if config.keep_awake else None
     try:
-        return worker.main(make_store, arguments, node.report)
+        return worker.main(make_store, arguments, node.report, processors)
     finally:
+        if processors is not None:
+            processors.close()
         node.close()
         reach.close()
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from snapshotter.errors import CorruptError
+from snapshotter.format import filechunks
 from snapshotter.format.digest import Digest
+from snapshotter.format.filechunks import FILE_MAX, Chunk, FileChunks
 from snapshotter.format.model import (
-    CHUNK_MAX,
     NAME_MAX,
     ChunkVerity,
     DirEntry,
@@ -36,7 +37,6 @@ XATTR_VALUE_MAX = 64 << 10
 """XATTR_SIZE_MAX of linux/limits.h."""
 MAJOR_MAX = (1 << 12) - 1
 MINOR_MAX = (1 << 20) - 1
-FILE_MAX = (1 << 63) - 1
 
 _NAME_SHOWN = 300
 """Bytes of a name that are read even if it is too long, for the message."""
@@ -54,8 +54,6 @@ _INO_AND_KIND = Shape("QHHI", 0)
 _DEVICE = Shape("QQ", 0)  # major, minor
 _DIR = Shape("Q", 1)  # lookBelow in bit 0; entries
 _ENTRY = Shape("Q", 1)  # ino; name
-_CHUNK = Shape("Q", 1)  # len; blob
-_BLOB = Shape("QQ", 1)  # offset, compressed in bit 0; digest
 _ADDITIONAL = Shape("", 2)  # xattrs, symlinkTarget
 _XATTR = Shape("", 2)  # key, val
 
@@ -177,13 +175,34 @@ class RootfsMessage:
         look_below = False
         device = _NO_DEVICE
         if kind is Kind.FILE:
-            chunks = self._chunks(ino, self._list(segment, at, mode, "file chunks"))
+            chunks = FileChunks(self._reader, ino, self._list(segment, at, mode, "file chunks")).all()
         elif kind is Kind.DIR:
             look_below, stored = self._directory(segment, at, mode)
             entries = self._entries(ino, stored)
         elif kind is Kind.CHR or kind is Kind.BLK:
             device = self._device(ino, segment, at, mode)
         return Inode(ino, kind, permissions, uid, gid, mtime, nsec, device, entries, look_below, chunks, xattrs, target)
+
+    def chunks_at(self, layer: int, row: int) -> Chunk | FileChunks | None:
+        """What the file in `row` is made of; None if it is no regular file.
+
+        Most files have one chunk, and lie as our writer lays them: those are read at once.
+
+        Raises:
+            CorruptError: the inode breaks a rule, other than in its chunks, which are checked when they are read.
+        """
+        inodes = self._layers[layer]
+        ino, which, permissions, _, _, nsec, _, mode, additional = self._reader.row(inodes, row, _INODE)
+        segment = inodes.segment
+        at = inodes.word + row * (inodes.data_words + inodes.pointers) + inodes.data_words
+        if _checked_kind(ino, which, permissions, nsec) is not Kind.FILE:
+            return None
+        if additional and self._additional(ino, segment, at + 1, additional)[1] is not None:
+            raise _no_target(ino)
+        only = filechunks.usual(self._reader, ino, segment, at, mode)
+        if only is not None:
+            return only
+        return FileChunks(self._reader, ino, self._list(segment, at, mode, "file chunks"))
 
     def stat_at(self, layer: int, row: int, size: int = 0) -> InodeStat:
         """What lstat(2) shows of the inode in `row`; `size` is that of a file as `scan` found it, 0 where that is not known.
@@ -328,26 +347,6 @@ class RootfsMessage:
         if len({entry.name for entry in entries}) != len(entries):
             raise CorruptError(f"inode {ino}: a directory with two entries of the same name")
         return entries
-
-    def _chunks(self, ino: int, stored: StructList) -> Sequence[FileChunk]:
-        reader = self._reader
-        segment, word, _, data_words, pointers = stored
-        chunks = []
-        size = 0
-        at = word + data_words
-        for length, pointer in reader.rows(stored, _CHUNK):
-            place, digest_at, (offset, flags, digest_pointer) = reader.struct(segment, at, pointer, _BLOB)
-            digest, digest_length = reader.data(place, digest_at, digest_pointer, 32)
-            if digest_length != 32:
-                raise CorruptError(f"inode {ino}: a chunk's digest has {digest_length} bytes instead of 32")
-            if length == 0 or offset + length > CHUNK_MAX:
-                raise CorruptError(f"inode {ino}: bytes {offset}+{length} of a chunk, which has at most {CHUNK_MAX}")
-            size += length
-            chunks.append(FileChunk(Digest(digest), offset, length, flags & 1 == 1))
-            at += data_words + pointers
-        if size > FILE_MAX:
-            raise CorruptError(f"inode {ino}: a file of {size} bytes")
-        return chunks
 
 
 def _no_target(ino: int) -> CorruptError:

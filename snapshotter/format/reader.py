@@ -133,6 +133,37 @@ class MessageReader:
             return segment, middle, shape.unpack_from(self._data, target * 8)
         return segment, middle, self._unpack(target, data_words, pointers, shape)
 
+    def behind(self, segment: int, at: int, pointer: int, expected: int, shape: Shape) -> tuple[Any, ...] | None:
+        """All fields of `shape` that lie where `pointer`, from word `at`, leads; None if it is not `expected`, but for the
+        distance, or if the segment ends within.
+
+        For objects that lie behind one another as some writer lays them: whoever asks has to see that they are what they seem.
+        """
+        if pointer & 3 == _FAR:
+            segment, target, pointer = self._follow(segment, at, pointer)
+        else:
+            target = at + 1 + ((pointer & 0xFFFFFFFF) >> 2)
+            if pointer & 0x80000000:
+                target -= 1 << 30
+        if (pointer ^ expected) & ~0xFFFFFFFC:
+            return None
+        if target < self._starts[segment] or target + shape.data_words > self._ends[segment]:
+            return None
+        return shape.unpack_from(self._data, target * 8)
+
+    def run(self, segment: int, at: int, pointer: int, shape: Shape, count: int) -> Iterator[tuple[Any, ...]] | None:
+        """So many times all fields of `shape`, one behind the other, from where `pointer`, from word `at`, leads, or from its
+        landing pad on, where it has one; None if the segment ends within. As in `behind`, they may be something else."""
+        if pointer & 3 == _FAR:
+            segment, target = self._far(pointer, 1)
+        else:
+            target = at + 1 + ((pointer & 0xFFFFFFFF) >> 2)
+            if pointer & 0x80000000:
+                target -= 1 << 30
+        if target < self._starts[segment] or target + shape.data_words * count > self._ends[segment]:
+            return None
+        return shape.iter_unpack(self._data[target * 8 : target * 8 + shape.size * count])
+
     def structs(self, segment: int, at: int, pointer: int) -> StructList:
         """The list of structs that `pointer`, from word `at`, names; null is an empty one.
 

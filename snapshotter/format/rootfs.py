@@ -19,8 +19,9 @@ from itertools import islice
 from operator import lt
 
 from snapshotter.errors import CorruptError, NotFoundError
-from snapshotter.format.codec import FILE_MAX, InodeStat, RootfsMessage
+from snapshotter.format.codec import InodeStat, RootfsMessage
 from snapshotter.format.digest import Digest
+from snapshotter.format.filechunks import FILE_MAX, Chunk, FileChunks
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind
 
 BLOCK_SIZE = 4096
@@ -152,6 +153,14 @@ class Rootfs:
             self._add_from_below(ino, layer, inode, entries)
             entries = {name: entry for name, entry in entries.items() if not self._hidden(entry.ino)}
         return replace(inode, entries=[entries[name] for name in sorted(entries)])
+
+    def chunks(self, ino: int) -> Chunk | FileChunks | None:
+        """What file `ino` is made of, often a single chunk; None if it is no regular file. A fraction of what `inode` costs.
+
+        Raises:
+            NotFoundError, CorruptError: as in `inode`.
+        """
+        return self._message.chunks_at(*self._place(ino))
 
     def lookup(self, ino: int, name: bytes) -> int | None:
         """The number that `name` has in directory `ino`, None if it has none.

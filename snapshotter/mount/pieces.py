@@ -47,7 +47,9 @@ def read_if_there(pieces: Sequence[Piece], ask: Ask) -> list[bytes | memoryview]
 
 
 def _ask_for(pieces: Sequence[Piece], ask: Ask) -> list[bytes | memoryview] | None:
-    wanted = list(dict.fromkeys([piece.chunk for piece in pieces]))
+    wanted = [piece.chunk for piece in pieces]
+    if len(wanted) > 1:
+        wanted = list(dict.fromkeys(wanted))
     found = ask(wanted)
     if found is None:
         return None

@@ -30,6 +30,7 @@ from snapshotter.mount.interrupts import may_interrupt
 from snapshotter.mount.journal import CRASHES_MAX, Journal
 from snapshotter.mount.pool import Pool
 from snapshotter.mount.session import Buffers, Interrupt, ReadJob, Session
+from snapshotter.mount.vigil import Vigil
 
 NEAR_THREADS = max(2, min(4, len(os.sched_getaffinity(0))))
 """Reads of local chunks that run at once. They use the processor more than they wait: with more threads than processors a read
@@ -45,6 +46,8 @@ LIVELY_NS = 100_000
 _DEADLY = UnavailableError(
     f"{CRASHES_MAX} workers crashed while they had this request, the mount is served without it: see the log for how they ended"
 )
+_VIGIL_INTERVAL = 0.001
+"""Seconds after which it is asked whether sleep is still to be kept off."""
 _INTERRUPT_INTERVAL = 0.5
 """Seconds after which callers with a signal pending are looked at again."""
 
@@ -52,10 +55,16 @@ _INTERRUPT_INTERVAL = 0.5
 class Server:
     """Serves mounts until `stop`. `add` and `remove` may be called from any thread, while `run` runs in one."""
 
-    def __init__(self, on_ready: Callable[[str, Session], None], on_gone: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        on_ready: Callable[[str, Session], None],
+        on_gone: Callable[[str], None],
+        keep_awake: Callable[[bool], None] | None = None,
+    ) -> None:
         """`on_ready(name, session)` follows INIT (whether it was accepted or `session.refused`), `on_gone(name)` the unmount.
+        `keep_awake(True)` is to keep idle processors from sleeping, `keep_awake(False)` to let them (`vigil`).
 
-        Both are called by the loop and must not wait.
+        All are called by the loop and must not wait.
         """
         self._on_ready = on_ready
         self._on_gone = on_gone
@@ -72,6 +81,9 @@ class Server:
         self._far = Pool("far", FAR_THREADS)
         self._stopping = False
         self._may_stay_awake = len(os.sched_getaffinity(0)) > 1
+        self._keep_awake = keep_awake if self._may_stay_awake else None
+        self._vigil = Vigil()
+        self._sleepless = False
 
     def add(self, name: str, fd: int, session: Session, journal: Journal, *, owned: Closer | None = None) -> bool:
         """Serve the mount behind `fd`, which is the server's to close from now on, like `journal` and `owned`.
@@ -130,7 +142,7 @@ class Server:
         last = awake_until = 0
         look_ahead: Callable[[], None] | None = None
         while not self._stopping:
-            events = poll(0 if awake_until else _INTERRUPT_INTERVAL if self._interrupted else None)
+            events = poll(0 if awake_until else self._patience())
             if not events and awake_until:
                 if look_ahead is not None:
                     look_ahead()
@@ -147,7 +159,11 @@ class Server:
                 elif fd == self._wake:
                     os.eventfd_read(fd)
             now = time.monotonic_ns()
-            awake_until = now + AWAKE_NS if at_once and now - last < LIVELY_NS and self._may_stay_awake else 0
+            lively = at_once and now - last < LIVELY_NS and self._may_stay_awake
+            awake_until = now + AWAKE_NS if lively else 0
+            if self._keep_awake is not None and self._vigil.step(now, lively=lively) is not self._sleepless:
+                self._sleepless = not self._sleepless
+                self._keep_awake(self._sleepless)
             last = now
             if self._interrupted:
                 self._interrupt()
@@ -170,6 +186,12 @@ class Server:
         """Make `run` return."""
         self._stopping = True
         self._wake_up()
+
+    def _patience(self) -> float | None:
+        """Seconds that the loop may sleep."""
+        if self._sleepless:
+            return _VIGIL_INTERVAL
+        return _INTERRUPT_INTERVAL if self._interrupted else None
 
     def _wake_up(self) -> None:
         os.eventfd_write(self._wake, 1)

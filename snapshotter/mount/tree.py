@@ -20,7 +20,6 @@ import itertools
 import os
 import stat
 import threading
-from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +30,8 @@ from snapshotter import userns
 from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.digest import Digest
-from snapshotter.format.model import ROOT_INO, DirEntry, FileChunk, Inode, Kind
+from snapshotter.format.filechunks import FileChunks
+from snapshotter.format.model import ROOT_INO, DirEntry, Inode, Kind
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount.cache import WeightedCache
 
@@ -39,7 +39,10 @@ DIRECTORY_SIZE = 4096
 """``st_size`` of every directory, as ext4 shows for a small one: the format knows none, and 0 makes some tools skip it."""
 
 CACHE_WEIGHT = 1 << 15
-"""Inodes, directory entries and file chunks that are kept decoded, for all trees that share a cache: about 6 MB at most."""
+"""Inodes and directory entries that are kept decoded, for all trees that share a cache: about 6 MB at most."""
+
+_ENDS_WEIGHT = 16
+"""Ends of chunks that take the memory of one decoded entry."""
 
 _DEPTH_MAX = 4096
 """Directories above one another beyond which a path is taken for a cycle: no path in Linux is longer."""
@@ -94,27 +97,7 @@ class TreeStats(NamedTuple):
     inodes: int
 
 
-class _Node:
-    """A decoded inode, and, computed when first needed, where its chunks end."""
-
-    __slots__ = ("_ends", "inode")
-
-    def __init__(self, inode: Inode) -> None:
-        self.inode = inode
-        self._ends: array[int] | None = None
-
-    @property
-    def weight(self) -> int:
-        return 1 + len(self.inode.entries) + len(self.inode.chunks)
-
-    @property
-    def ends(self) -> array[int]:
-        if self._ends is None:
-            self._ends = array("Q", itertools.accumulate(chunk.length for chunk in self.inode.chunks))
-        return self._ends
-
-
-NodeCache = WeightedCache[tuple[int, int], _Node]
+NodeCache = WeightedCache[tuple[int, int], Inode | Sequence[int]]
 _tree_numbers = itertools.count()
 
 
@@ -176,7 +159,7 @@ class Tree:
 
     def entries(self, ino: int) -> Sequence[DirEntry]:
         """The names in directory `ino`, sorted by their bytes, without ``.`` and ``..``."""
-        inode = self._node(ino).inode
+        inode = self._inode(ino)
         if inode.kind is not Kind.DIR:
             raise CorruptError(f"inode {ino} is no directory")
         return inode.entries
@@ -206,7 +189,7 @@ class Tree:
 
     def readlink(self, ino: int) -> bytes:
         """The target of symlink `ino`."""
-        target = self._node(ino).inode.target
+        target = self._inode(ino).target
         if target is None:
             raise CorruptError(f"inode {ino} is no symlink")
         return target
@@ -215,7 +198,7 @@ class Tree:
         """The extended attributes of inode `ino`, by full name; of an inode that does not exist, none."""
         if not self.may_have_xattrs(ino):
             return {}
-        inode = self._node(ino).inode
+        inode = self._inode(ino)
         values = {xattr.key: xattr.value for xattr in inode.xattrs}
         if len(values) != len(inode.xattrs):
             raise CorruptError(f"inode {ino} has two extended attributes of the same name")
@@ -243,21 +226,28 @@ class Tree:
 
     def plan(self, ino: int, offset: int, length: int) -> list[Piece]:
         """Where the bytes of file `ino` from `offset` on lie: pieces in order, `length` bytes or up to the file's end."""
-        node = self._node(ino)
-        if node.inode.kind is not Kind.FILE:
+        chunks = self._rootfs.chunks(ino)
+        if isinstance(chunks, tuple):
+            digest, start, size, compressed = chunks
+            if not length or offset >= size:
+                return []
+            return [Piece(ChunkRef(digest, compressed), start + offset, min(length, size - offset))]
+        if chunks is None:
+            self._inode(ino)  # which may say what is wrong with it
             raise CorruptError(f"inode {ino} is no regular file")
-        chunks = node.inode.chunks
-        ends = node.ends
-        pieces = []
-        row = bisect_right(ends, offset)
+        ends = self._ends(ino, chunks)
+        first = bisect_right(ends, offset)
         end = offset + length
-        while offset < end and row < len(ends):
-            chunk: FileChunk = chunks[row]
-            skipped = offset - (ends[row] - chunk.length)
-            taken = min(chunk.length - skipped, end - offset)
-            pieces.append(Piece(ChunkRef(chunk.digest, chunk.compressed), chunk.offset + skipped, taken))
+        last = min(bisect_left(ends, end, first) + 1, len(ends))
+        if first >= last or not length:
+            return []
+        skipped = offset - (ends[first - 1] if first else 0)
+        pieces = []
+        for digest, start, size, compressed in chunks.between(first, last):
+            taken = min(size - skipped, end - offset)
+            pieces.append(Piece(ChunkRef(digest, compressed), start + skipped, taken))
             offset += taken
-            row += 1
+            skipped = 0
         return pieces
 
     def verity(self, digest: Digest) -> bytes | None:
@@ -340,15 +330,23 @@ class Tree:
             child = parent
         return b"/" + b"/".join(reversed(parts))
 
-    def _node(self, ino: int) -> _Node:
-        key = (self._number, ino)
-        node = self._cache.get(key)
-        if node is None:
-            node = self._decode(ino)
-            self._cache.put(key, node, node.weight)
-        return node
+    def _ends(self, ino: int, chunks: FileChunks) -> Sequence[int]:
+        key = (self._number, -ino)  # beside the inode, which is seldom asked for
+        ends = self._cache.get(key)
+        if ends is None or isinstance(ends, Inode):
+            ends = chunks.ends()
+            self._cache.put(key, ends, 1 + len(ends) // _ENDS_WEIGHT)
+        return ends
 
-    def _decode(self, ino: int) -> _Node:
+    def _inode(self, ino: int) -> Inode:
+        key = (self._number, ino)
+        inode = self._cache.get(key)
+        if not isinstance(inode, Inode):
+            inode = self._decode(ino)
+            self._cache.put(key, inode, 1 + len(inode.entries) + len(inode.chunks))
+        return inode
+
+    def _decode(self, ino: int) -> Inode:
         inode = self._rootfs.inode(ino)
         self._check_kind(ino, inode.kind)
         if inode.kind is Kind.DIR:
@@ -356,8 +354,8 @@ class Tree:
                 raise CorruptError(f"inode {ino} is a directory with {self._rootfs.name_count(ino)} names")
             if self._hides:
                 visible = [entry for entry in inode.entries if not self._is_whiteout(entry.ino)]
-                return _Node(replace(inode, entries=visible))
-        return _Node(inode)
+                return replace(inode, entries=visible)
+        return inode
 
     def _check_kind(self, ino: int, kind: Kind) -> None:
         if kind is Kind.UNKNOWN:

@@ -282,8 +282,8 @@ def parse_lookup(request: Request) -> bytes:
 
 def parse_read(request: Request) -> ReadIn:
     """Offset and size of READ, READDIR and READDIRPLUS; the size is cut to `READ_MAX`."""
-    _, offset, size, *_ = _take(_READ_IN, request, "READ")
-    return ReadIn(offset, min(size, READ_MAX))
+    values = _take(_READ_IN, request, "READ")
+    return ReadIn(values[1], min(values[2], READ_MAX))
 
 
 def parse_getxattr(request: Request) -> tuple[int, bytes]:

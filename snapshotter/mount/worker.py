@@ -32,6 +32,7 @@ from snapshotter.mount.connection import Connection
 from snapshotter.mount.failures import FailureReporter
 from snapshotter.mount.journal import Journal
 from snapshotter.mount.messages import Message
+from snapshotter.mount.processors import Processors
 from snapshotter.mount.server import Server
 from snapshotter.mount.session import Failure, Session
 from snapshotter.mount.tree import Tree
@@ -114,9 +115,16 @@ class _Layer:
 class Worker:
     """Serves the mounts that daemons add over connections to `listener`, with chunks from stores that `make_store` makes."""
 
-    def __init__(self, listener: socket.socket, make_store: MakeStore, identity: str = "", report: Report = dict) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        make_store: MakeStore,
+        identity: str = "",
+        report: Report = dict,
+        processors: Processors | None = None,
+    ) -> None:
         """`identity` is told to daemons, which compare it with what they would start now. `report` adds what the factory of
-        stores has to tell to the answer to ``stats``."""
+        stores has to tell to the answer to ``stats``. `processors`: what may be kept awake, the caller's to close."""
         self._listener = listener
         self._make_store = make_store
         self._identity = identity
@@ -127,7 +135,8 @@ class Worker:
         self._send_lock = threading.Lock()
         self._failures = FailureReporter(self._emit)
         self._events = ThreadPoolExecutor(1, "events")  # a daemon that does not listen must not stop the event loop
-        self._server = Server(self._on_ready, self._on_gone)
+        keep_awake = None if processors is None else processors.keep_awake
+        self._server = Server(self._on_ready, self._on_gone, keep_awake)
         self._pidfd = os.pidfd_open(os.getpid())
         self._changed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopped = False
@@ -287,7 +296,12 @@ class Worker:
                 messages.send(self._control, message, fds)
 
 
-def main(make_store: MakeStore, arguments: Sequence[str] | None = None, report: Report = dict) -> int:
+def main(
+    make_store: MakeStore,
+    arguments: Sequence[str] | None = None,
+    report: Report = dict,
+    processors: Processors | None = None,
+) -> int:
     """Run a worker; the body of an entry module. Returns the exit status."""
     parser = argparse.ArgumentParser(description="PuzzleFS mount worker; started by puzzlefs-snapshotter, not by hand")
     parser.add_argument("--socket-fd", type=int, required=True, help="descriptor of the socket to listen on")
@@ -300,5 +314,5 @@ def main(make_store: MakeStore, arguments: Sequence[str] | None = None, report: 
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     with socket.socket(fileno=options.socket_fd) as listener:
-        Worker(listener, make_store, options.identity, report).run()
+        Worker(listener, make_store, options.identity, report, processors).run()
     return 0

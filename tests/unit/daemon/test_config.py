@@ -61,6 +61,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             cache.reserve = "40%"
             fetch.read_timeout = 5
             mount.workers = 3
+            mount.keep_awake = false
             integrity.fs_verity = "require"
             [registry."registry.example:5000"]
             endpoint = "10.0.0.1:5000"
@@ -73,6 +74,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert (config.root, config.address, config.log_level) == (Path("/srv/p"), Path("/run/p.sock"), "debug")
     assert (config.cache_max_bytes, config.read_timeout, config.mount_workers) == (20 << 30, 5.0, 3)
     assert config.cache_cap == Cap(20 << 30, reserve=0.4)
+    assert not config.keep_awake
     assert config.fs_verity is Mode.REQUIRE
     host = config.registries["registry.example:5000"]
     assert (host.endpoint, host.plain_http) == ("10.0.0.1:5000", True)

@@ -9,7 +9,9 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from queue import Queue
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +22,7 @@ from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsCon
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
 from snapshotter.mount import journal, wire
+from snapshotter.mount import server as server_module
 from snapshotter.mount.journal import Journal
 from snapshotter.mount.server import Server
 from snapshotter.mount.session import Failure, Session
@@ -70,7 +73,9 @@ def request(opcode: int, nodeid: int, body: bytes, unique: int, *, length: int |
 
 
 @contextlib.contextmanager
-def served(memory: Journal | None = None) -> Iterator[tuple[Kernel, list[Failure], list[str]]]:
+def served(
+    memory: Journal | None = None, keep_awake: Callable[[bool], None] | None = None
+) -> Iterator[tuple[Kernel, list[Failure], list[str]]]:
     """A server with one mount; its failures, and the mounts that it gave up."""
     inodes = [
         Inode(1, Kind.DIR, entries=[DirEntry(2, b"file"), DirEntry(3, b"link")]),
@@ -81,7 +86,7 @@ def served(memory: Journal | None = None) -> Iterator[tuple[Kernel, list[Failure
     gone: list[str] = []
     tree = Tree(Rootfs.open(encode(RootfsContent([inodes]))))
     session = Session(tree, StubStore([RAW]), failures.append, Negotiated(41, 0, 0))
-    server = Server(lambda name, session: None, gone.append)
+    server = Server(lambda name, session: None, gone.append, keep_awake)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(PATIENCE)
     loop = threading.Thread(target=server.run)
@@ -160,4 +165,18 @@ def test_a_request_with_which_every_server_crashed_is_refused() -> None:
         assert kernel.ask(Opcode.READ, 2, READ.pack(0, 0, 4096, 0, 0, 0, 0), wire.UNIQUE_RESEND | 7) == (errno.EIO, b"")
         assert {(failure.ino, failure.offset, failure.length) for failure in failures} == {(2, 0, 4096)}
         assert "crashed while they had this request" in str(failures[0].error)
+        assert kernel.lives()
+
+
+def test_sleep_is_kept_off_during_a_burst_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly the machine runs this: any requests are taken for lively ones."""
+    monkeypatch.setattr(server_module, "LIVELY_NS", 10**12)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    said: Queue[bool] = Queue()
+    with served(keep_awake=said.put) as (kernel, _, _):
+        deadline = time.monotonic() + PATIENCE
+        while said.empty() and time.monotonic() < deadline:
+            kernel.ask(Opcode.GETATTR, 2, bytes(16))
+        assert said.get(timeout=PATIENCE) is True
+        assert said.get(timeout=PATIENCE) is False
         assert kernel.lives()
