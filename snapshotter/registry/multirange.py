@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from snapshotter.errors import UnavailableError
 from snapshotter.registry.failures import RegistryUnavailableError
@@ -19,6 +20,9 @@ from snapshotter.registry.transport import Response
 AT_ONCE = 64
 """Most ranges of one request: 1.2 KiB of its header. Servers have limits against those who ask for thousands."""
 
+ASK_AGAIN = 3600.0
+"""Seconds after which a server that did not answer several ranges may: it was upgraded, or a proxy before it is gone."""
+
 STATUSES = (200, 206, 400, 416, 501)
 """The answers that `blocks` understands; all but 206 mean that it has to be asked for in another way."""
 
@@ -27,6 +31,19 @@ _LINES_MAX = 32
 _BOUNDARY = re.compile(
     r"""multipart/byteranges\s*;(?:.*;)?\s*boundary=("?)([0-9A-Za-z'()+_,./:=? -]{1,70})\1\s*(?:;|\Z)""", re.IGNORECASE
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """Whether a server answers requests for several ranges, as far as it has shown: `answers`, None as long as it has not
+    answered one for one range; and `since` when (seconds of the caller's clock)."""
+
+    answers: bool | None = None
+    since: float = 0.0
+
+    def at(self, now: float) -> Manner:
+        """What is known at `now`: a server that did not is looked at anew after `ASK_AGAIN`."""
+        return Manner() if self.answers is False and now - self.since >= ASK_AGAIN else self
 
 
 class ManyRefusedError(UnavailableError):

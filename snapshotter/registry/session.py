@@ -10,6 +10,7 @@ from snapshotter.errors import InvalidError, NotFoundError, PuzzlefsError
 from snapshotter.registry.auth import Authorizer
 from snapshotter.registry.credentials import CredentialSource
 from snapshotter.registry.failures import DeniedError, RegistryUnavailableError
+from snapshotter.registry.multirange import Manner
 from snapshotter.registry.transport import Readable, Response, Transport
 from snapshotter.registry.turns import Turns
 
@@ -25,13 +26,23 @@ class RegistrySession:
         self._authorizer = Authorizer(transport, source, clock)
         self.uploads = Turns()
         """Whose turn it is to upload a blob to a repository (see `client.RegistryStore.put_blob`)."""
-        self.answers_many: bool | None = None
-        """Whether it answers requests for several ranges of a blob; None as long as it has not answered one for one."""
+        self._clock = clock
+        self._manner = Manner()
 
     @property
     def host(self) -> str:
         """The host as references show it."""
         return self.transport.host
+
+    @property
+    def answers_many(self) -> bool | None:
+        """Whether it answers requests for several ranges of a blob; None as long as that is not known, or not any more
+        (`multirange.Manner`)."""
+        return self._manner.at(self._clock()).answers
+
+    @answers_many.setter
+    def answers_many(self, answers: bool) -> None:
+        self._manner = Manner(answers, self._clock())
 
     def request(
         self,

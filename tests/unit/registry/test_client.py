@@ -13,9 +13,12 @@ from snapshotter.registry.credentials import FixedCredentials
 from snapshotter.registry.documents import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from snapshotter.registry.failures import DeniedError, RegistryUnavailableError
 from snapshotter.registry.hosts import RegistryConfig, RegistryHost
+from snapshotter.registry.multirange import ASK_AGAIN
 from snapshotter.registry.ranges import RANGE_SKIP_MAX
 from snapshotter.registry.reference import parse
 from snapshotter.registry.registries import Registries
+from snapshotter.registry.session import RegistrySession
+from snapshotter.registry.transport import Transport
 from tests.support.registry import FakeRegistry, Fault, TokenAuth
 
 DATA = bytes(range(256)) * 40
@@ -177,6 +180,28 @@ def test_a_registry_that_does_not_do_several_is_asked_one_by_one_and_not_tried_a
     before = len(registry.requests)
     assert several(store, blob) == WHOLE
     assert len(registry.requests) - before == 3
+
+
+def test_a_registry_that_did_not_do_several_is_looked_at_anew_after_a_while(registry: FakeRegistry, blob: Descriptor) -> None:
+    """It is asked for one range, and as that goes well for several again."""
+    now = [1000.0]
+    transport = Transport(registry.host, RegistryConfig(plain_http=True))
+    session = RegistrySession(transport, FixedCredentials(), clock=lambda: now[0])
+    store = RegistryStore(session, "a/b")
+    store.read_range(blob.digest, 0, 1)
+    registry.inject(Fault(status=501))
+    assert several(store, blob) == WHOLE
+    now[0] += ASK_AGAIN - 1
+    assert several(store, blob) == WHOLE
+    assert store.ranges_at_once == 1
+    now[0] += 1
+    assert store.ranges_at_once == 1
+    store.read_range(blob.digest, 0, 1)
+    assert store.ranges_at_once > 1
+    before = len(registry.requests)
+    assert several(store, blob) == WHOLE
+    assert len(registry.requests) - before == 1
+    session.close()
 
 
 def test_what_came_before_an_answer_went_wrong_is_not_asked_for_again(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from snapshotter.registry import multirange
 from snapshotter.registry.failures import RegistryUnavailableError
-from snapshotter.registry.multirange import ManyRefusedError
+from snapshotter.registry.multirange import ASK_AGAIN, Manner, ManyRefusedError
 from snapshotter.registry.ranges import Extent
 from snapshotter.registry.transport import Response
 from tests.support.registry import multipart
@@ -139,3 +139,16 @@ def test_no_bytes_raise_anything_else(noise: bytes, at: int) -> None:
     except (ManyRefusedError, RegistryUnavailableError):
         return
     assert {offset: len(data) for offset, data in found.items()} == dict(WANTED)
+
+
+@pytest.mark.parametrize(
+    ("known", "seconds", "then"),
+    [
+        (Manner(), 1e9, None),
+        (Manner(True, 50.0), 1e9, True),
+        (Manner(False, 50.0), 50.0 + ASK_AGAIN - 1, False),
+        (Manner(False, 50.0), 50.0 + ASK_AGAIN, None),
+    ],
+)
+def test_a_refusal_is_forgotten_after_a_while_and_nothing_else_is(known: Manner, seconds: float, then: bool | None) -> None:
+    assert known.at(seconds).answers is then
