@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Protocol
 
+from snapshotter.chunkstore.bringing import Bringing
 from snapshotter.chunkstore.local import LocalChunks
-from snapshotter.chunkstore.packs import PackStore
 from snapshotter.chunkstore.reads import Reads
 from snapshotter.errors import PuzzlefsError
 from snapshotter.format.annotations import PackPlace
@@ -53,7 +53,11 @@ class Rest(Protocol):
         ...
 
     def bring(self, digests: Sequence[Digest]) -> None:
-        """Fetch these."""
+        """Fetch these.
+
+        Raises:
+            PuzzlefsError: not all have come.
+        """
         ...
 
 
@@ -191,20 +195,20 @@ def _first_range(missing: Iterator[PackEntry]) -> list[PackEntry]:
 
 
 class PackRest:
-    """`Rest` of a layer whose chunks (those that it `has`) are in `packs`, to be brought by `store` to the cache `local`.
+    """`Rest` of a layer whose chunks (those that it `has`) are in `packs`, to be had by `bringing` to the cache `local`.
 
     `index` opens a pack's index. What is in a profile pack is in the others too, so it is not looked at.
     """
 
     def __init__(
         self,
-        store: PackStore,
+        bringing: Bringing,
         packs: Sequence[PackPlace],
         index: Callable[[PackPlace], PackIndex],
         has: Callable[[Digest], bool],
         local: LocalChunks,
     ) -> None:
-        self._store = store
+        self._bringing = bringing
         self._packs = packs
         self._index = index
         self._has = has
@@ -221,4 +225,4 @@ class PackRest:
 
     def bring(self, digests: Sequence[Digest]) -> None:
         """See `Rest`."""
-        self._store.bring(digests, RANGE)
+        self._bringing.bring(digests, RANGE)

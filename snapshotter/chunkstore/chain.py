@@ -27,6 +27,7 @@ from typing import Any
 from snapshotter.chunkstore.background import Background, BackgroundPolicy, PackRest
 from snapshotter.chunkstore.base import BlobReader, ChunkStore
 from snapshotter.chunkstore.blobs import BlobStore
+from snapshotter.chunkstore.bringing import Bringing
 from snapshotter.chunkstore.cache import CachedStore, ChunkCache
 from snapshotter.chunkstore.claims import Claims
 from snapshotter.chunkstore.directory import Sealing, VerityOf
@@ -111,23 +112,8 @@ class Node:
         Nothing is read here: an index is opened when a chunk is first looked for. Sources are not closed with the chain.
         """
         maps = [self.indexes.map(place, sources) for place in packs]
-        stores = [
-            PackStore(
-                maps,
-                source,
-                pool=self.pool,
-                stats=self.stats,
-                local=self.cache,
-                limits=self._limits,
-                flying=self._flying,
-                on_bulk=on_bulk,
-                link=self._link(source),
-                timeout=self._read_timeout,
-                near=self._peers,
-            )
-            for source in sources
-        ]
-        fetched = [Verify(store, stats=self.stats, local=self.cache, where=store.where) for store in stores]
+        stores = [self._store(maps, source, on_bulk=on_bulk, link=self._link(source)) for source in sources]
+        fetched = self._verified(stores)
         retried = Retry(
             Fallback(fetched, self._health), stats=self.stats, policy=RetryPolicy(deadline=self._read_timeout * 0.8)
         )
@@ -158,7 +144,7 @@ class Node:
 
         Raises nothing: what does not come is fetched when it is read.
         """
-        self._prefetches.begin(start, packs, sources, partial(self._plain, sources))
+        self._prefetches.begin(start, packs, sources, partial(self._bringing, sources))
 
     def settle(self) -> None:
         """Wait until the starts that are being fetched have come, or failed."""
@@ -172,23 +158,40 @@ class Node:
             return lambda: None
         indexes = partial(self.indexes.open, readers=sources)
         has = lambda digest: verity_of(digest) is not None  # noqa: E731
-        rest = PackRest(self._plain(sources, packs), packs, indexes, has, self.cache)
+        rest = PackRest(self._bringing(sources, packs), packs, indexes, has, self.cache)
         self.background.add(layer, rest)
         return partial(self.background.drop, layer, rest)
 
-    def _plain(self, sources: Sequence[BlobReader], places: Sequence[PackPlace]) -> PackStore:
-        """The packs at `places` of the first source, without the rest of a chain."""
+    def _bringing(self, sources: Sequence[BlobReader], places: Sequence[PackPlace]) -> Bringing:
+        """The packs at `places` of all `sources`, for what nobody waits for."""
+        maps = [self.indexes.map(place, sources) for place in places]
+        stores = [self._store(maps, source) for source in sources]
+        return Bringing(list(zip(self._verified(stores), stores, strict=True)), self._health)
+
+    def _store(
+        self,
+        maps: Sequence[PackMap],
+        source: BlobReader,
+        *,
+        on_bulk: Callable[[], None] = lambda: None,
+        link: Link | None = None,
+    ) -> PackStore:
         return PackStore(
-            [self.indexes.map(place, sources) for place in places],
-            sources[0],
+            maps,
+            source,
             pool=self.pool,
             stats=self.stats,
             local=self.cache,
             limits=self._limits,
             flying=self._flying,
+            on_bulk=on_bulk,
+            link=link,
             timeout=self._read_timeout,
             near=self._peers,
         )
+
+    def _verified(self, stores: Sequence[PackStore]) -> list[Verify]:
+        return [Verify(store, stats=self.stats, local=self.cache, where=store.where) for store in stores]
 
     def fetch_indexes(self, packs: Sequence[PackPlace], sources: Sequence[BlobReader]) -> None:
         """Bring the indexes of `packs` to this node at once, several at a time (see `indexes.IndexStore.fetch`)."""

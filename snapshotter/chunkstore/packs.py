@@ -141,25 +141,28 @@ class PackStore:
                 rest = [digest for digest in rest if digest not in got]
         return [got[ref.digest] for ref in wanted]
 
-    def bring(self, digests: Sequence[Digest], range_bytes: int) -> None:
+    def bring(self, digests: Sequence[Digest], range_bytes: int) -> Mapping[Digest, PuzzlefsError]:
         """Have chunks brought to the cache in the order given, a few requests at a time; whoever reads one meanwhile waits for
-        it here. Returns when all have come or failed, and tells nobody which.
+        it here. Returns when all have come or failed: those that failed, and why. What others are bringing is left to them.
 
         Raises:
-            ChunkMissingError: some are in no pack; the others are brought all the same.
             SourceUnavailableError, ChunkCorruptError: the indexes cannot be had.
         """
-        requests, failure = self._promise(digests, range_bytes)
+        requests, missing = self._promise(digests, range_bytes)
         for lane in self._begin_lanes(requests):
             lane.result()
-        if failure is not None:
-            raise failure
+        failed: dict[Digest, PuzzlefsError] = {} if missing is None else dict.fromkeys(missing.digests, missing)
+        for digest, future in itertools.chain.from_iterable(request.futures.items() for request in requests):
+            error = future.exception()
+            if isinstance(error, PuzzlefsError):
+                failed[digest] = error
+        return failed
 
     def begin(self, digests: Sequence[Digest], range_bytes: int) -> None:
         """As `bring`, but it does not wait for what comes.
 
         Raises:
-            As `bring`, of which the others are begun all the same.
+            As `bring`; and ChunkMissingError: some are in no pack, the others are begun all the same.
         """
         requests, failure = self._promise(digests, range_bytes)
         self._begin_lanes(requests)

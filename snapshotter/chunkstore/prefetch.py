@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshotter.chunkstore.base import BlobReader, ChunkMissingError
+from snapshotter.chunkstore.bringing import Bringing
 from snapshotter.chunkstore.indexes import IndexStore
-from snapshotter.chunkstore.packs import PackStore
 from snapshotter.chunkstore.recorder import read_records
 from snapshotter.errors import PuzzlefsError
 from snapshotter.format.annotations import PackPlace
@@ -49,10 +49,10 @@ class Prefetches:
         start: Start,
         packs: Sequence[PackPlace],
         sources: Sequence[BlobReader],
-        store: Callable[[Sequence[PackPlace]], PackStore],
+        bringing: Callable[[Sequence[PackPlace]], Bringing],
     ) -> None:
-        """Fetch what `start` names out of `packs`; `store` makes a store over some of them."""
-        thread = threading.Thread(target=self._run, args=(start, packs, sources, store), name="start", daemon=True)
+        """Fetch what `start` names out of `packs`; `bringing` makes what fetches from some of them."""
+        thread = threading.Thread(target=self._run, args=(start, packs, sources, bringing), name="start", daemon=True)
         with self._lock:
             if self._closed:
                 return
@@ -76,14 +76,14 @@ class Prefetches:
         start: Start,
         packs: Sequence[PackPlace],
         sources: Sequence[BlobReader],
-        store: Callable[[Sequence[PackPlace]], PackStore],
+        bringing: Callable[[Sequence[PackPlace]], Bringing],
     ) -> None:
         try:
             if start.profile is not None:
                 places = [place for place in packs if place.pack == start.profile]
-                store(places).bring([d for place in places for d in self._in_order(place, sources)], RANGE)
+                bringing(places).bring([d for place in places for d in self._in_order(place, sources)], RANGE)
             elif start.recorded is not None:
-                store(packs).bring(read_records([start.recorded]), RANGE)
+                bringing(packs).bring(read_records([start.recorded]), RANGE)
         except ChunkMissingError as error:
             log.debug("layer %s: not all of its recorded start is in its packs: %s", start.layer, error)
         except PuzzlefsError as error:

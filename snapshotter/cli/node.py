@@ -10,6 +10,7 @@ import click
 from snapshotter.cli.output import reporter, size
 from snapshotter.cli.registries import config_option, registries
 from snapshotter.cli.signals import ended_by_signals
+from snapshotter.daemon.anyhost import AnyHost
 from snapshotter.daemon.containerd import DEFAULT_ADDRESS, DEFAULT_NAMESPACE, Containerd
 from snapshotter.daemon.pull import LayerDone
 from snapshotter.daemon.pull import pull as pull_image
@@ -59,13 +60,13 @@ def pull(
         Containerd(address, namespace) as containerd,
         reporter() as report,
     ):
-        store = hosts.open(reference)
+        source = AnyHost(hosts, reference)
 
         def done(layer: LayerDone) -> None:
             what = "mounted" if layer.lazy else f"downloaded, {size(layer.layer.size)}"
             report.step(f"layer {layer.number}/{layer.count} {to_text(layer.layer.digest)[:19]} {what}")
 
-        pulled = pull_image(containerd, store, reference, snapshotter=snapshotter, platform=wanted, progress=done)
+        pulled = pull_image(containerd, source, reference, snapshotter=snapshotter, platform=wanted, progress=done)
     received = hosts.traffic.received
     if as_json:
         fields = {"name": pulled.name, "digest": to_text(pulled.manifest), "chain_id": to_text(pulled.chain)}

@@ -12,14 +12,14 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from snapshotter.daemon.containerd import Containerd
 from snapshotter.errors import AlreadyExistsError, CorruptError, FailedPreconditionError, InvalidError
 from snapshotter.format.annotations import parse as puzzlefs_layer
 from snapshotter.format.digest import Digest, chain_id, from_text, to_text
 from snapshotter.registry import documents
-from snapshotter.registry.base import MANIFEST_MAX, Descriptor, ImageStore
+from snapshotter.registry.base import MANIFEST_MAX, Descriptor
 from snapshotter.registry.platforms import Platform, select
 from snapshotter.registry.reference import Reference
 
@@ -30,6 +30,22 @@ IMAGE_REF = "containerd.io/snapshot/cri.image-ref"
 LABEL_PREFIX = "containerd.io/snapshot/"
 
 _READ_SIZE = 1 << 20
+
+
+class Source(Protocol):
+    """Where an image is pulled from (`anyhost.AnyHost`)."""
+
+    def manifest(self, reference: str) -> tuple[Descriptor, bytes]:
+        """See `registry.base.ImageStore`."""
+        ...
+
+    def read_blob(self, blob: Descriptor) -> bytes:
+        """A whole blob, checked against its digest. Failures are `ImageStore`'s."""
+        ...
+
+    def open_blob(self, blob: Descriptor) -> BinaryIO:
+        """See `registry.base.ImageStore`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +71,28 @@ class Pulled:
 
 def pull(
     containerd: Containerd,
-    store: ImageStore,
+    source: Source,
     reference: Reference,
     *,
     snapshotter: str,
     platform: Platform,
     progress: Callable[[LayerDone], None],
 ) -> Pulled:
-    """Pull the image `reference` of `store` into `containerd`, lazily where its layers allow it.
+    """Pull the image `reference` of `source` into `containerd`, lazily where its layers allow it.
 
     Raises:
         FailedPreconditionError: a PuzzleFS layer was not taken: `snapshotter` is not ours.
         NotFoundError, UnavailableError, InvalidError, CorruptError: from the registry, containerd or the snapshotter.
     """
     with containerd.lease():
-        target, manifest, config = _store_documents(containerd, store, reference, snapshotter, platform)
+        target, manifest, config = _store_documents(containerd, source, reference, snapshotter, platform)
         layers = [documents.descriptor_from_json(layer, reference.canonical) for layer in manifest["layers"]]
         diff_ids = _diff_ids(config, len(layers), reference)
         chain: Digest | None = None
         lazy_layers = 0
         for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=True), 1):
             parent, chain = chain, chain_id(chain, diff_id)
-            lazy = _unpack(containerd, store, reference, snapshotter, layer, diff_id, parent, chain)
+            lazy = _unpack(containerd, source, reference, snapshotter, layer, diff_id, parent, chain)
             lazy_layers += lazy
             progress(LayerDone(number, len(layers), layer, lazy))
         if chain is None:
@@ -88,19 +104,19 @@ def pull(
 
 
 def _store_documents(
-    containerd: Containerd, store: ImageStore, reference: Reference, snapshotter: str, platform: Platform
+    containerd: Containerd, source: Source, reference: Reference, snapshotter: str, platform: Platform
 ) -> tuple[Descriptor, Mapping[str, Any], Mapping[str, Any]]:
     """Put index, manifest and configuration into the content store; what the image record points at, and the parsed two."""
     what = reference.canonical
-    source = {f"containerd.io/distribution.source.{reference.host}": reference.repository}
-    target, data = store.manifest(reference.selector)
+    origin = {f"containerd.io/distribution.source.{reference.host}": reference.repository}
+    target, data = source.manifest(reference.selector)
     descriptor = target
     if documents.is_index(target.media_type):
         entries = [documents.descriptor_from_json(entry, what) for entry in documents.parse_object(data, what)["manifests"]]
         # Only the chosen platform is stored; the labels name all, as containerd's client does.
         labels = {f"containerd.io/gc.ref.content.m.{i}": to_text(entry.digest) for i, entry in enumerate(entries)}
-        containerd.write_content(target, iter([data]), {**labels, **source})
-        descriptor, data = store.manifest(to_text(select(entries, platform, what).digest))
+        containerd.write_content(target, iter([data]), {**labels, **origin})
+        descriptor, data = source.manifest(to_text(select(entries, platform, what).digest))
     manifest = documents.parse_object(data, what)
     if not isinstance(manifest.get("layers"), list) or "config" not in manifest:
         raise CorruptError(f"{what}: its manifest has no layers or no configuration")
@@ -110,14 +126,13 @@ def _store_documents(
     labels = {"containerd.io/gc.ref.content.config": to_text(config.digest)}
     for number, layer in enumerate(manifest["layers"]):
         labels[f"containerd.io/gc.ref.content.l.{number}"] = to_text(documents.descriptor_from_json(layer, what).digest)
-    with store.open_blob(config) as stream:
-        config_data = stream.read()
+    config_data = source.read_blob(config)
     parsed = documents.parse_object(config_data, f"configuration of {what}")
     if descriptor is target and "os" in parsed and "architecture" in parsed:
         # no index says what this image is for
         select([dataclasses.replace(target, platform=parsed)], platform, what)
-    containerd.write_content(descriptor, iter([data]), {**labels, **source})
-    containerd.write_content(config, iter([config_data]), source)
+    containerd.write_content(descriptor, iter([data]), {**labels, **origin})
+    containerd.write_content(config, iter([config_data]), origin)
     return target, manifest, parsed
 
 
@@ -130,7 +145,7 @@ def _diff_ids(config: Mapping[str, Any], layers: int, reference: Reference) -> S
 
 def _unpack(
     containerd: Containerd,
-    store: ImageStore,
+    source: Source,
     reference: Reference,
     snapshotter: str,
     layer: Descriptor,
@@ -157,7 +172,7 @@ def _unpack(
                 f"snapshotter {snapshotter} did not take PuzzleFS layer {to_text(layer.digest)} of {reference.canonical}: "
                 "is it puzzlefs-snapshotter, and registered as a proxy plugin in containerd's configuration?"
             )
-        with store.open_blob(layer) as stream:
+        with source.open_blob(layer) as stream:
             containerd.write_content(layer, _pieces(stream), {})
         applied = containerd.apply(layer, mounts)
         if applied != diff_id:

@@ -14,6 +14,7 @@ from snapshotter.format.annotations import MEDIA_TYPE_PACK
 from snapshotter.format.digest import chain_id, from_text, to_text
 from tests.support.processes import CommandError, run
 from tests.support.relay import Relay
+from tests.support.snapshotter import puzzlefs
 from tests.system.conftest import Node, Published, Server
 
 pytestmark = pytest.mark.root
@@ -92,6 +93,29 @@ def test_a_mirror_of_hosts_toml_serves_while_the_registry_is_gone(node: Node, se
         assert mirror.received, "metadata and indexes come from the mirror as well"
         with node.relay.gone():
             assert node.containerd.run(reference, *READ, snapshotter="puzzlefs").text
+    finally:
+        mirror.close()
+
+
+def test_puzzlefs_pull_goes_through_mirrors(node: Node, server: Server, plain: Published) -> None:
+    """As the layers do: the registry is gone the whole time, a first mirror too; and when nobody is there all are named."""
+    mirror, gone = Relay(server.registry.endpoint), Relay(server.registry.endpoint)
+    gone.close()
+    try:
+        directory = node.snapshotter.hosts / node.relay.address
+        directory.mkdir(parents=True)
+        (directory / "hosts.toml").write_text(f'[host."http://{gone.address}"]\n[host."http://{mirror.address}"]\n')
+        config = ("--config", node.snapshotter.config)
+        target = ("-a", node.containerd.socket, "-n", node.containerd.namespace)
+        with node.relay.gone():
+            reference = node.reference(plain.lazy)
+            puzzlefs("pull", reference, *target, *config)
+            assert node.containerd.run(reference, *READ, snapshotter="puzzlefs").text
+            mirror.close()
+            failed = puzzlefs("pull", node.reference("plain:other"), *target, *config, check=False)
+        assert failed.returncode == 4
+        for host in (gone.address, mirror.address, node.relay.address):
+            assert f"{host}/plain: cannot reach" in failed.stderr
     finally:
         mirror.close()
 
