@@ -7,7 +7,8 @@ makes the whole chain and is the place to read its order. What every member prom
 * It never answers bytes that are not the chunk: a member that reads from outside is wrapped in `verify`.
 * An error says by its type what the caller may do: `ChunkMissingError`, ask the next source; `ChunkCorruptError`, drop
   what was read, count it, ask the next source; `SourceUnavailableError`, the same request may work later, and whether a
-  retry is worth it is the source's own answer (`retryable`), never the caller's guess.
+  retry is worth it is the source's own answer (`retryable`), never the caller's guess. Its text names a chunk that cannot be
+  had and where it was looked for, since a container's user is told no more than EIO.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class BlobStore:
         try:
             stored = self._reader.read_range(ref.digest, 0, size)
         except PuzzlefsError as error:
-            raise translate(error, [ref.digest], self._reader.name, f"chunk {to_text(ref.digest)}") from error
+            raise translate(error, [ref.digest], self._reader.name) from error
         self._stats.add(Count.REQUESTS, source=self._reader.name)
         self._stats.add(Count.BYTES, len(stored), source=self._reader.name)
         if not ref.compressed:

@@ -210,7 +210,8 @@ class PackStore:
         except RuntimeError:  # the pool is closed
             while queue:
                 for digest, future in queue.popleft().futures.items():
-                    error = SourceUnavailableError(f"chunk {to_text(digest)}: fetching it has been stopped", retryable=True)
+                    message = f"chunk {to_text(digest)} from {self.name}: fetching it has been stopped"
+                    error = SourceUnavailableError(message, retryable=True)
                     self._flying.settle(digest, future, error)
             return []
 
@@ -250,7 +251,7 @@ class PackStore:
                     located[digest] = (pack, entry)
             rest = [digest for digest in rest if digest not in located]
         if rest and failure is not None:
-            raise translate(failure, rest, self._reader.name, f"chunk {to_text(rest[0])}") from failure
+            raise translate(failure, rest, self._reader.name) from failure
         if rest:
             raise ChunkMissingError(f"chunk {to_text(rest[0])} is in none of {len(self._packs)} packs of {self.name}", rest)
         return located
@@ -355,7 +356,10 @@ class PackStore:
                 self._flying.claims.release(digest for digest in digests if digest in got)
                 return
             if time.monotonic() > deadline:
-                message = f"chunk {to_text(digests[0])}: waited {self._timeout:g} s for another process that is fetching it"
+                message = (
+                    f"chunk {to_text(digests[0])}: waited {self._timeout:g} s for another process that is fetching it, from"
+                )
+                message += f" {self.name} or where its images are from"
                 raise SourceUnavailableError(message, retryable=False)
             time.sleep(POLL)
 
@@ -383,7 +387,8 @@ class PackStore:
         except Exception as error:
             log.exception("reading %s failed", where)
             for digest, future in left.items():
-                self._flying.settle(digest, future, SourceUnavailableError(f"reading {where} failed: {error}", retryable=False))
+                message = f"chunk {to_text(digest)} from {where}: {error!r}"
+                self._flying.settle(digest, future, SourceUnavailableError(message, retryable=False))
 
     def _arriving(self, request: _Request, left: Collection[Digest]) -> Iterator[tuple[PackEntry, bytes]]:
         """Those chunks of a request that are `left` to be read, as they come."""

@@ -37,8 +37,8 @@ from snapshotter.chunkstore.verify import Verify
 from snapshotter.daemon.contentstore import ContentStore
 from snapshotter.daemon.peerserver import PeerServer
 from snapshotter.daemon.startwindow import Started, StartWindow
-from snapshotter.errors import UnavailableError
-from snapshotter.format.digest import Digest, sha256
+from snapshotter.errors import PuzzlefsError, UnavailableError
+from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.pack import PackIndex
 from snapshotter.registry.base import BlobSource
 from snapshotter.registry.credentials import Credentials
@@ -89,12 +89,13 @@ class World:
 
     def go_away(self) -> None:
         """Make every source unavailable, for good."""
+        gone = f"chunk {to_text(sha256(CHUNKS[0]))} from stub: the network is down"
 
         def refuse(*_: object) -> None:
             raise UnavailableError("the network is down")
 
         self.blobs.before = refuse
-        self.stub.failures = [SourceUnavailableError("the network is down") for _ in range(100)]
+        self.stub.failures = [SourceUnavailableError(gone) for _ in range(100)]
 
     def come_back(self) -> None:
         self.blobs.before = lambda digest, offset, length: None
@@ -240,6 +241,12 @@ def store(member: Callable[[World], ChunkStore], world: World) -> ChunkStore:
     return member(world)
 
 
+def names_it(error: PuzzlefsError, wanted: Sequence[ChunkRef]) -> bool:
+    """Whether the text tells which of the chunks it is about, and where it was looked for."""
+    text = str(error)
+    return any(f"chunk {to_text(ref.digest)}" in text for ref in wanted) and ("stub" in text or "memory" in text)
+
+
 def test_answers_are_in_the_order_of_the_question_repetitions_included(store: ChunkStore) -> None:
     wanted = [CHUNKS[7], CHUNKS[0], CHUNKS[7], CHUNKS[11], CHUNKS[3]]
     assert store.get(refs(wanted)) == wanted
@@ -259,6 +266,7 @@ def test_one_missing_chunk_raises_missing_and_the_others_can_still_be_had(store:
     with pytest.raises(ChunkMissingError) as caught:
         store.get([*refs(CHUNKS[:3]), ABSENT])
     assert caught.value.digests == {ABSENT.digest}
+    assert names_it(caught.value, [ABSENT])
     assert store.get(refs(CHUNKS[:3])) == CHUNKS[:3]
 
 
@@ -268,14 +276,16 @@ def test_corrupt_bytes_are_never_answered_and_the_others_can_still_be_had(store:
     with pytest.raises(ChunkCorruptError) as caught:
         store.get(refs(CHUNKS[:8]))
     assert caught.value.digest == sha256(CHUNKS[number])
+    assert names_it(caught.value, refs([CHUNKS[number]]))
     rest = CHUNKS[:number] + CHUNKS[number + 1 :]
     assert store.get(refs(rest)) == rest
 
 
 def test_an_unavailable_source_raises_unavailable_and_works_again_when_it_is_back(store: ChunkStore, world: World) -> None:
     world.go_away()
-    with pytest.raises(SourceUnavailableError, match=r"network is down|503"):
+    with pytest.raises(SourceUnavailableError, match=r"network is down|503") as caught:
         store.get(refs(CHUNKS[:2]))
+    assert names_it(caught.value, refs(CHUNKS[:2]))
     world.come_back()
     assert store.get(refs(CHUNKS[:2])) == CHUNKS[:2]
 

@@ -12,7 +12,7 @@ from snapshotter.chunkstore.base import ChunkMissingError, ChunkRef
 from snapshotter.errors import CorruptError, NotFoundError, PuzzlefsError
 from snapshotter.format.annotations import PackPlace
 from snapshotter.format.compression import encode_chunk
-from snapshotter.format.digest import Digest, sha256
+from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.pack import HEADER, PackEntry, trailer
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class StubStore:
             raise failure
         missing = [ref.digest for ref in wanted if ref.digest not in self.chunks]
         if missing:
-            raise ChunkMissingError(f"{self.name} lacks {missing[0].hex()}", missing)
+            raise ChunkMissingError(f"{self.name} lacks chunk {to_text(missing[0])}", missing)
         return [self.chunks[ref.digest] for ref in wanted]
 
     def has(self, digest: Digest) -> bool:

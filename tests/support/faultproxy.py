@@ -15,7 +15,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 FAULTS = (
@@ -60,13 +60,15 @@ _PASSED_BACK = (
 class FaultProxy:
     """Listens at `address`; of the answers that `upstream` gives to GET, one in `1 / rate` goes wrong.
 
-    `stall` is how many seconds a silent server stays silent. `done` counts what was done to requests, by fault, and ``good``.
+    `stall` is how many seconds a silent server stays silent, `faults` are those that happen. `done` counts what was done to
+    requests, by fault, and ``good``.
     """
 
     def __init__(self, upstream: tuple[str, int], seed: int, rate: float = 0.3, stall: float = 20.0) -> None:
         self.upstream = upstream
         self.rate = rate
         self.stall = stall
+        self.faults: Sequence[str] = FAULTS
         self.done: collections.Counter[str] = collections.Counter()
         self.leaked: list[str] = []
         """Requests that brought Authorization to the host that was only redirected to."""
@@ -100,7 +102,7 @@ class FaultProxy:
     def choose(self) -> tuple[str, random.Random]:
         """What to do to the next request, and the randomness for its details."""
         with self._lock:
-            fault = self._random.choice(FAULTS) if self._random.random() < self.rate else "good"
+            fault = self._random.choice(self.faults) if self._random.random() < self.rate else "good"
             self.done[fault] += 1
             return fault, random.Random(self._random.random())
 

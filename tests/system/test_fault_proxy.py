@@ -64,11 +64,12 @@ def publish(server: Server, directory: Path) -> tuple[Published, Mapping[str, by
 
 @contextlib.contextmanager
 def faulty_node(server: Server, seed: int) -> Iterator[tuple[Node, FaultProxy]]:
-    """A node that reaches the registry through the proxy alone."""
+    """A node that reaches the registry through the proxy alone, wherever images say that they are from."""
     proxy = FaultProxy(server.registry.endpoint, seed)
     try:
         behind = cast("Server", SimpleNamespace(relay=SimpleNamespace(address=proxy.address)))
-        with started(behind) as node:
+        alone = f'[policy]\nallowed_registries = ["{proxy.address}"]'
+        with started(behind, settings=alone) as node:
             yield node, proxy
     finally:
         proxy.close()
@@ -155,7 +156,7 @@ def test_right_bytes_or_an_error_and_nothing_left(server: Server, tmp_path: Path
     readers, starts = Readers(files), Counter[str]()
     with faulty_node(server, SEED) as (node, proxy):
         with proxy.behaving():
-            kept = _pull(node, proxy, published)
+            kept = pull(node, proxy, published)
             chain = server.chain_id(published.lazy)
             with node.containerd.snapshot(chain, node.directory / "v", "puzzlefs") as root:
                 assert readers.read(root)
@@ -166,7 +167,7 @@ def test_right_bytes_or_an_error_and_nothing_left(server: Server, tmp_path: Path
             if number % CONTAINER_EVERY == 0:
                 starts[container(node, proxy, published.lazy, files)] += 1
                 with proxy.behaving():
-                    _pull(node, proxy, published)
+                    pull(node, proxy, published)
                 continue
             with node.containerd.snapshot(chain, node.directory / "v", "puzzlefs") as root:
                 starts["all read" if readers.read(root) else "partly read"] += 1
@@ -194,7 +195,8 @@ def test_right_bytes_or_an_error_and_nothing_left(server: Server, tmp_path: Path
     )
 
 
-def _pull(node: Node, proxy: FaultProxy, published: Published) -> str:
+def pull(node: Node, proxy: FaultProxy, published: Published) -> str:
+    """Pull the image lazily through the proxy; returns its reference."""
     reference = f"{proxy.address}/{published.lazy}"
     puzzlefs("pull", reference, "-a", node.containerd.socket, "-n", node.containerd.namespace)
     return reference
