@@ -31,6 +31,10 @@ class Claimed(Protocol):
         """Claim a chunk; False if another process has it claimed. Claiming again what this process has is True."""
         ...
 
+    def holds(self, digest: Digest) -> bool:
+        """Whether this process has claimed the chunk."""
+        ...
+
     def release(self, digests: Iterable[Digest]) -> None:
         """Give claims up; those that this process does not have are left alone."""
         ...
@@ -61,6 +65,11 @@ class Claims:
             self._held.add(digest)
             return True
 
+    def holds(self, digest: Digest) -> bool:
+        """See `Claimed`."""
+        with self._lock:
+            return digest in self._held
+
     def release(self, digests: Iterable[Digest]) -> None:
         """See `Claimed`."""
         with self._lock:
@@ -90,6 +99,10 @@ class NoClaims:
     def take(self, digest: Digest) -> bool:
         """See `Claimed`."""
         return True
+
+    def holds(self, digest: Digest) -> bool:
+        """See `Claimed`."""
+        return False
 
     def release(self, digests: Iterable[Digest]) -> None:
         """See `Claimed`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from snapshotter.chunkstore.claims import Claimed, NoClaims
@@ -19,6 +19,22 @@ class Flying:
         self.lock = threading.Lock()
         self.claims: Claimed = claims or NoClaims()
         self.futures: dict[Digest, Future[bytes]] = {}
+
+    def claim(self, digest: Digest, has: Callable[[Digest], bool], *, wanted: bool) -> bool:
+        """Whether this process is to fetch a chunk that is not on its way here; then it has the claim. The lock is held by the
+        caller.
+
+        `wanted`: a reader waits for it, who may have claimed it before. What else is claimed here has come this moment, and is
+        about to be kept. `has` tells what is kept: it may have come from another process between the look and the claim.
+        """
+        if self.claims.holds(digest):
+            return wanted and not has(digest)
+        if not self.claims.take(digest):
+            return False
+        if has(digest):
+            self.claims.release([digest])
+            return False
+        return True
 
     def enter(self, entries: Sequence[PackEntry]) -> dict[Digest, Future[bytes]]:
         """Promise the chunks of a request. The lock is held by the caller."""

@@ -187,10 +187,9 @@ class PackStore:
         with self._flying.lock:
             for pack, entries in _by_pack(located).items():
                 mine = [entry for entry in entries if entry.digest not in self._flying.futures]
-                mine = [entry for entry in mine if self._flying.claims.take(entry.digest)]
-                ranges = planner.coalesce(mine, limits)
+                ranges = self._mine(planner.coalesce(mine, limits), frozenset())
                 ranges.sort(key=lambda found: min(place[entry.digest] for entry in found.entries))
-                requests += self._requests(pack, ranges, frozenset(), limits)
+                requests += [self._request(pack, group, frozenset()) for group in self._grouped(ranges, limits)]
         requests.sort(key=lambda request: min(place[digest] for digest in request.futures))
         return requests, failure
 
@@ -291,9 +290,10 @@ class PackStore:
                     )
                 # Only now that nothing can fail any more: whoever finds a promise waits for it.
                 for pack, plan in plans:
-                    now += self._requests(pack, plan.now, wanted, self._limits)
-                    for found in plan.beside:
-                        beside += self._requests(pack, [found], frozenset(), self._limits)
+                    ranges = self._mine(plan.now, wanted)
+                    now += [self._request(pack, group, wanted) for group in self._grouped(ranges, self._limits)]
+                    parts = [self._mine([found], frozenset()) for found in plan.beside]
+                    beside += [self._request(pack, part, frozenset()) for part in parts if part]
                 promised = self._flying.futures
                 coming |= {digest: promised[digest] for digest in located if digest in promised and digest not in coming}
         finally:
@@ -309,7 +309,7 @@ class PackStore:
         local = self._local
         if local is None:
             return planner.exactly(new, self._limits)
-        new = [entry for entry in new if self._flying.claims.take(entry.digest)]
+        new = [entry for entry in new if self._flying.claim(entry.digest, local.has, wanted=True)]
 
         def here(entry: PackEntry) -> bool:
             return entry.digest in self._flying.futures or local.has(entry.digest)
@@ -321,17 +321,30 @@ class PackStore:
             self._on_bulk()
         return plan
 
-    def _requests(self, pack: PackMap, ranges: Sequence[Range], wanted: frozenset[Digest], limits: Limits) -> list[_Request]:
-        """The requests for `ranges`, whose chunks are promised, but for those that another process brings."""
-        if self._local is not None:
-            take = self._flying.claims.take
-            mine = (replace(found, entries=tuple(e for e in found.entries if take(e.digest))) for found in ranges)
-            ranges = [found for found in mine if found.entries]
-        at_once = self._reader.ranges_at_once if isinstance(self._reader, RangesReader) else 1
-        return [
-            _Request(pack, group, self._flying.enter([entry for found in group for entry in found.entries]), wanted)
-            for group in planner.grouped(ranges, at_once, limits)
-        ]
+    def _mine(self, ranges: Sequence[Range], wanted: frozenset[Digest]) -> list[Range]:
+        """What of `ranges` this process is to fetch: without the bytes of what another one brings, or of what is here. Where
+        the reader takes one range a request, a few of them in between come along."""
+        if self._local is None:
+            return list(ranges)
+        has = self._local.has
+        claim = self._flying.claim
+        holes = replace(self._limits, gap=0 if self._at_once > 1 else self._limits.gap)
+        mine: list[Range] = []
+        for found in ranges:
+            entries = [entry for entry in found.entries if claim(entry.digest, has, wanted=entry.digest in wanted)]
+            mine += planner.coalesce(entries, holes)
+        return mine
+
+    @property
+    def _at_once(self) -> int:
+        return self._reader.ranges_at_once if isinstance(self._reader, RangesReader) else 1
+
+    def _grouped(self, ranges: Sequence[Range], limits: Limits) -> list[tuple[Range, ...]]:
+        return planner.grouped(ranges, self._at_once, limits)
+
+    def _request(self, pack: PackMap, ranges: Sequence[Range], wanted: frozenset[Digest]) -> _Request:
+        """The request for `ranges`, whose chunks are promised. The lock is held by the caller."""
+        return _Request(pack, ranges, self._flying.enter([entry for found in ranges for entry in found.entries]), wanted)
 
     def _fetch_all(self, requests: Sequence[_Request]) -> None:
         """Make the requests: one in this thread, the others beside it, or all here where there is no pool."""

@@ -44,12 +44,13 @@ class Config:
     what first starts read is recorded, for the next pull of the same layers. `background`: whether the rest of images is
     fetched unasked, after `background_quiet` seconds in which no read had to wait, with `background_rate` bytes a second
     in each worker. `mount_workers`: processes that serve mounts. `keep_awake`: whether they may keep idle processors from
-    sleeping for moments (`mount.vigil`). `fs_verity`: whether the kernel's is to check this node's files. `registries`: settings by registry host, as references name it. `containerd_address`: containerd's own
-    socket. `hosts_directory`: where ``hosts.toml`` files are. `stores`: places that are asked before registries.
-    `allowed_registries`: None for all. `credential_files`: in docker's or podman's form, besides the usual ones.
-    `kubelet_providers`: the kubelet's credential provider configuration and the directory of its programs.
-    `cri_image_service`: whether Kubernetes' image service is served as well, to hear the credentials of pulls.
-    `peers`: other nodes, whose caches are asked or who may ask for this one's.
+    sleeping for moments (`mount.vigil`). `fs_verity`: whether the kernel's is to check this node's files. `registries`:
+    settings by registry host, as references name it. `containerd_address`: containerd's own socket. `hosts_directory`:
+    where ``hosts.toml`` files are. `stores`: places that are asked before registries. `allowed_registries`: None for all.
+    `credential_files`: in docker's or podman's form, besides the usual ones. `kubelet_providers`: the kubelet's
+    credential provider configuration and the directory of its programs. `cri_image_service`: whether Kubernetes' image
+    service is served as well, to hear the credentials of pulls. `peers`: other nodes, whose caches are asked or who may
+    ask for this one's.
     """
 
     root: Path = Path("/var/lib/puzzlefs")

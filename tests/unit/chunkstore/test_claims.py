@@ -9,8 +9,9 @@ from pathlib import Path
 from snapshotter.chunkstore.cache import ChunkCache
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.claims import Claims
+from snapshotter.chunkstore.flying import Flying
 from snapshotter.chunkstore.stats import Stats
-from snapshotter.format.digest import sha256
+from snapshotter.format.digest import Digest, sha256
 from tests.support.chunks import MemoryBlobs, make_pack, refs, some_chunks
 
 ONE, TWO = sha256(b"one"), sha256(b"two")
@@ -91,3 +92,48 @@ def test_two_processes_fetch_every_chunk_once(tmp_path: Path) -> None:
     finally:
         for node in nodes:
             node.close()
+
+
+# What is to be fetched.
+
+
+def is_here(digest: Digest) -> bool:
+    return True
+
+
+def is_not_here(digest: Digest) -> bool:
+    return False
+
+
+def test_what_nobody_brings_is_claimed_and_fetched(tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    assert Flying(claims).claim(ONE, is_not_here, wanted=False)
+    assert claims.holds(ONE)
+    claims.close()
+
+
+def test_what_another_process_brings_is_not_fetched(tmp_path: Path) -> None:
+    mine, other = Claims(tmp_path), Claims(tmp_path)
+    other.take(ONE)
+    assert not Flying(mine).claim(ONE, is_not_here, wanted=True)
+    mine.close()
+    other.close()
+
+
+def test_what_another_process_has_brought_between_the_look_and_the_claim_is_not_fetched_again(tmp_path: Path) -> None:
+    mine, other = Claims(tmp_path), Claims(tmp_path)
+    assert not Flying(mine).claim(ONE, is_here, wanted=True)
+    assert other.take(ONE), "and is left to others"
+    mine.close()
+    other.close()
+
+
+def test_what_is_claimed_here_has_come_and_is_fetched_again_only_for_a_reader_who_could_not_use_it(tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    flying = Flying(claims)
+    claims.take(ONE)
+    assert not flying.claim(ONE, is_not_here, wanted=False), "a reader has it, and is about to keep it"
+    assert not flying.claim(ONE, is_here, wanted=True), "it waits to be written"
+    assert flying.claim(ONE, is_not_here, wanted=True), "it was corrupt"
+    assert claims.holds(ONE)
+    claims.close()

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from snapshotter.chunkstore.base import ChunkCorruptError, ChunkMissingError, ChunkRef, SourceUnavailableError
+from snapshotter.chunkstore.claims import NoClaims
+from snapshotter.chunkstore.flying import Flying
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.packs import PackStore
 from snapshotter.chunkstore.planner import Limits
@@ -44,6 +46,16 @@ class NearChunks:
         for digest in digests:
             if digest in self.chunks:
                 yield digest, self.chunks[digest]
+
+
+class ClaimedElsewhere(NoClaims):
+    """Another process brings some chunks."""
+
+    def __init__(self, digests: set[Digest]) -> None:
+        self.digests = digests
+
+    def take(self, digest: Digest) -> bool:
+        return digest not in self.digests
 
 
 class Setup:
@@ -124,6 +136,31 @@ class TestRequests:
             setup.local.put(sha256(raw), raw)
         assert setup.store(QUIET).get(refs(CHUNKS[4:16])) == CHUNKS[4:16]
         assert sorted(offset for _, offset, _ in setup.reader.asked) == [ENTRIES[4].offset, ENTRIES[12].offset]
+
+    @pytest.mark.parametrize("ranges_at_once", [8, 1])
+    def test_what_another_process_brings_is_moved_here_only_if_a_request_more_would_cost_more(
+        self, setup: Setup, monkeypatch: pytest.MonkeyPatch, ranges_at_once: int
+    ) -> None:
+        reader = RangedBlobs()
+        reader.add(PACK)
+        monkeypatch.setattr(reader, "ranges_at_once", ranges_at_once)
+        lengths: list[int] = []
+        real = reader.read_ranges
+
+        def read_ranges(digest: Digest, extents: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+            lengths.extend(length for _, length in extents)
+            return real(digest, extents)
+
+        monkeypatch.setattr(reader, "read_ranges", read_ranges)
+        flying = Flying(ClaimedElsewhere({ENTRIES[0].digest, ENTRIES[2].digest, ENTRIES[4].digest}))
+        maps = [PackMap(PLACE.pack, lambda: index_of(PLACE, PACK))]
+        limits = Limits(gap=STORED, window_first=0, window_max=0)
+        store = PackStore(maps, reader, stats=setup.stats, pool=setup.pool, local=setup.local, limits=limits, flying=flying)
+        store.bring([entry.digest for entry in ENTRIES[:6]], 1 << 20)
+        assert set(setup.local.chunks) == {ENTRIES[number].digest for number in (1, 3, 5)}
+        mine = sum(ENTRIES[number].stored_length for number in (1, 3, 5))
+        between = ENTRIES[2].stored_length + ENTRIES[4].stored_length
+        assert sum(lengths) == (mine if ranges_at_once > 1 else mine + between)
 
     def test_chunks_of_several_packs_are_asked_of_each(self, setup: Setup) -> None:
         others = some_chunks(3, seed=1)
