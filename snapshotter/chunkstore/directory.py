@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from snapshotter.chunkstore import pagecache
+from snapshotter.chunkstore.pagecache import PageCacheReader
 from snapshotter.chunkstore.reserve import is_recent
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest, sha256
@@ -84,13 +85,6 @@ class Usage(NamedTuple):
     recent: int
 
 
-class _Scratch(threading.local):
-    """Memory to read into, one for each thread: it stays in the processor's cache, as new memory does not."""
-
-    def __init__(self) -> None:
-        self.view = memoryview(bytearray(AT_HAND_MAX))
-
-
 class ChunkDirectory:
     """Chunk files by digest. `load` verifies; `store` trusts its caller to have done so."""
 
@@ -103,7 +97,7 @@ class ChunkDirectory:
         self._sealed: set[Digest] = set()
         self._verified_max = verified_max
         self._lock = threading.Lock()
-        self._scratch = _Scratch()
+        self._resident = PageCacheReader(AT_HAND_MAX)
 
     def file(self, digest: Digest) -> str:
         """The path of the file that holds, or would hold, the chunk."""
@@ -178,12 +172,12 @@ class ChunkDirectory:
                 return None
             identity = _identity(self._renew(digest, descriptor, status))
             if self._verified.get(digest) == identity:
-                raw = self._read_from_page_cache(descriptor, status.st_size)
+                raw = self._resident.read_resident(descriptor, status.st_size)
             elif self._sealing is not None:
                 return None  # it has to be seen that it is sealed, which is the business of `load`
             else:
                 # What is hashed now may as well have come from the disk this moment: nobody has to ask where it was.
-                raw = self._read_without_waiting(descriptor, status.st_size)
+                raw = self._resident.read(descriptor, status.st_size)
                 if raw is None or sha256(raw) != digest:
                     return None
                 self._remember(digest, identity, sealed=False)
@@ -275,7 +269,7 @@ class ChunkDirectory:
                 if len(raw) != size:
                     raise self._drop(digest, "was cut while it was read")
                 return raw
-            cached = self._read_from_page_cache(descriptor, size)
+            cached = self._resident.read_resident(descriptor, size)
             if cached is not None:
                 return cached
         measured = None if self._sealing is None else self._sealing.measure(descriptor)
@@ -290,21 +284,6 @@ class ChunkDirectory:
             identity = _identity(os.fstat(descriptor))
         self._remember(digest, identity, sealed=self._sealing is not None)
         return raw
-
-    def _read_from_page_cache(self, descriptor: int, size: int) -> bytes | None:
-        """The whole file, if no disk has to be asked for it; None otherwise, and where the file system cannot tell."""
-        if pagecache.resident_pages(descriptor, size) != pagecache.page_count(size):
-            return None
-        return self._read_without_waiting(descriptor, size)
-
-    def _read_without_waiting(self, descriptor: int, size: int) -> bytes | None:
-        """The whole file, if no disk has to be waited for; but what was missing may have been read this moment."""
-        buffer = self._scratch.view[:size] if size <= AT_HAND_MAX else memoryview(bytearray(size))
-        try:
-            count = os.preadv(descriptor, [buffer], 0, os.RWF_NOWAIT)
-        except OSError:  # EAGAIN: not there; EOPNOTSUPP: no such service
-            return None
-        return bytes(buffer) if count == size else None
 
     def store(self, digest: Digest, raw: bytes, *, wanted: bool = True) -> None:
         """Publish the chunk. `wanted`: a container reads it now; else it comes ahead of readers.

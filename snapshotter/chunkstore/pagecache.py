@@ -1,4 +1,5 @@
-"""What the kernel has of a file in memory, asked without making it read anything: mincore(2) on a map of the file.
+"""What the kernel has of a file in memory, asked without making it read anything: mincore(2) on a map of the file; and files
+that are read without waiting for a disk.
 
 preadv2(2) with RWF_NOWAIT does not tell: where a page is missing it starts to read ahead, and returns what has come if the disk
 was quick (filemap_get_pages). cachestat(2) would, from Linux 6.5 on.
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import threading
 
 _libc = ctypes.CDLL(None)
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
@@ -37,3 +40,27 @@ def resident_pages(descriptor: int, size: int) -> int:
 def page_count(size: int) -> int:
     """Pages that `size` bytes take."""
     return -(-size // mmap.PAGESIZE)
+
+
+class PageCacheReader(threading.local):
+    """Reads whole files that need no disk, into memory that each thread keeps: it is in the processor's cache, as new memory is
+    not."""
+
+    def __init__(self, longest: int) -> None:
+        """`longest`: bytes of that memory; longer files are read into new memory."""
+        self._scratch = memoryview(bytearray(longest))
+
+    def read(self, descriptor: int, size: int) -> bytes | None:
+        """The whole file of `size` bytes, if no disk has to be waited for; but what was missing may have come this moment."""
+        buffer = self._scratch[:size] if size <= len(self._scratch) else memoryview(bytearray(size))
+        try:
+            count = os.preadv(descriptor, [buffer], 0, os.RWF_NOWAIT)
+        except OSError:  # EAGAIN: not there; EOPNOTSUPP: no such service
+            return None
+        return bytes(buffer) if count == size else None
+
+    def read_resident(self, descriptor: int, size: int) -> bytes | None:
+        """As `read`, if no disk has to be asked for it; None otherwise, and where the file system cannot tell."""
+        if resident_pages(descriptor, size) != page_count(size):
+            return None
+        return self.read(descriptor, size)

@@ -15,6 +15,7 @@ from snapshotter.errors import CorruptError
 from snapshotter.format import filechunks
 from snapshotter.format.digest import Digest
 from snapshotter.format.filechunks import FILE_MAX, Chunk, FileChunks
+from snapshotter.format.folded import FoldedReader, Unfolded
 from snapshotter.format.model import (
     NAME_MAX,
     ChunkVerity,
@@ -106,7 +107,8 @@ class RootfsMessage:
         """The size of the message: an upper bound for everything that it can honestly list."""
         if self.words < 2 or len(data) % 8:
             raise CorruptError(f"not a rootfs metadata message: {len(data)} bytes")
-        self._reader = reader = MessageReader(data)
+        reader = MessageReader(data)
+        self._reader = reader
         segment, at, (version, vectors_pointer, verity_pointer) = reader.root(_ROOTFS)
         if version != MANIFEST_VERSION:
             raise CorruptError(f"manifest version {version} is not readable by this program (it reads {MANIFEST_VERSION})")
@@ -119,6 +121,12 @@ class RootfsMessage:
             for row, (pointer,) in enumerate(reader.rows(vectors, _VECTOR))
         ]
         self._verity = self._list(segment, at + 1, verity_pointer, "fs-verity digests")
+
+    def fold(self, unfolded: Unfolded, descriptor: int) -> None:
+        """Let go of the data and go on with a folded copy (`folded`), of which the fs-verity digests stay in the file
+        `descriptor`, the message's to close. For its first user, before there are others."""
+        kept = self._verity.word * 8 if self._verity.length else None
+        self._reader = FoldedReader(self._reader, unfolded, descriptor, kept)
 
     def close(self) -> None:
         """Let go of the data. Reading afterwards is a programming error."""

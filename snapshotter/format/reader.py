@@ -98,6 +98,11 @@ class MessageReader:
         self._starts = starts
         self._ends = ends
 
+    @property
+    def source(self) -> bytes | mmap.mmap:
+        """What the message was opened from."""
+        return self._data
+
     def close(self) -> None:
         """Let go of the data. Reading afterwards is a programming error."""
         self._data = b""
@@ -130,7 +135,7 @@ class MessageReader:
         if target < self._starts[segment] or middle + pointers > self._ends[segment]:
             raise _malformed("an object outside of its segment")
         if data_words == shape.data_words and pointers >= shape.pointers:
-            return segment, middle, shape.unpack_from(self._data, target * 8)
+            return segment, middle, self._fields(shape, target * 8)
         return segment, middle, self._unpack(target, data_words, pointers, shape)
 
     def behind(self, segment: int, at: int, pointer: int, expected: int, shape: Shape) -> tuple[Any, ...] | None:
@@ -149,7 +154,7 @@ class MessageReader:
             return None
         if target < self._starts[segment] or target + shape.data_words > self._ends[segment]:
             return None
-        return shape.unpack_from(self._data, target * 8)
+        return self._fields(shape, target * 8)
 
     def run(self, segment: int, at: int, pointer: int, shape: Shape, count: int) -> Iterator[tuple[Any, ...]] | None:
         """So many times all fields of `shape`, one behind the other, from where `pointer`, from word `at`, leads, or from its
@@ -162,7 +167,7 @@ class MessageReader:
                 target -= 1 << 30
         if target < self._starts[segment] or target + shape.data_words * count > self._ends[segment]:
             return None
-        return shape.iter_unpack(self._data[target * 8 : target * 8 + shape.size * count])
+        return shape.iter_unpack(self._cut(target * 8, target * 8 + shape.size * count))
 
     def structs(self, segment: int, at: int, pointer: int) -> StructList:
         """The list of structs that `pointer`, from word `at`, names; null is an empty one.
@@ -182,7 +187,7 @@ class MessageReader:
         words = pointer >> 35
         if target < self._starts[segment] or target + words >= self._ends[segment]:
             raise _malformed("an object outside of its segment")
-        tag = _U64(self._data, target * 8)[0]
+        tag = self._word(target)
         count, data_words, pointers = (tag & 0xFFFFFFFF) >> 2, tag >> 32 & 0xFFFF, tag >> 48
         if tag & 3 != _STRUCT or count * (data_words + pointers) > words:
             raise _malformed("a list of structs that are not in it")
@@ -204,7 +209,7 @@ class MessageReader:
         start = target * 8
         if target < self._starts[segment] or start + length > self._ends[segment] * 8:
             raise _malformed("an object outside of its segment")
-        return self._data[start : start + (length if length <= limit else limit)], length
+        return self._cut(start, start + (length if length <= limit else limit)), length
 
     def numbers_of(self, segment: int, at: int, pointer: int, size: int, limit: int) -> bytes:
         """The numbers, of `size` bytes each, of the list that `pointer`, from word `at`, names, as they lie; null is none.
@@ -222,7 +227,7 @@ class MessageReader:
         start, length = target * 8, (pointer >> 35) * size
         if target < self._starts[segment] or start + length > self._ends[segment] * 8:
             raise _malformed("an object outside of its segment")
-        return bytes(self._data[start : start + length])
+        return self._cut(start, start + length)
 
     def row(self, found: StructList, row: int, shape: Shape) -> tuple[Any, ...]:
         """The fields of the struct in `row` of a list; those that the list lacks are zero."""
@@ -230,7 +235,7 @@ class MessageReader:
         if not 0 <= row < count:
             raise IndexError(f"row {row} of {count}")
         if data_words == shape.data_words and pointers >= shape.pointers:
-            return shape.unpack_from(self._data, (word + row * (data_words + pointers)) * 8)
+            return self._fields(shape, (word + row * (data_words + pointers)) * 8)
         return self._unpack(word + row * (data_words + pointers), data_words, pointers, shape)
 
     def numbers(self, found: StructList) -> Sequence[int]:
@@ -239,7 +244,7 @@ class MessageReader:
         step = data_words + pointers
         if not data_words:
             return (0,) * count
-        words: Sequence[int] = struct.unpack_from(f"<{count * step}Q", self._data, word * 8)
+        words: Sequence[int] = struct.unpack(f"<{count * step}Q", self._cut(word * 8, (word + count * step) * 8))
         return words if step == 1 else words[::step]
 
     def rows(self, found: StructList, shape: Shape) -> Iterator[tuple[Any, ...]]:
@@ -247,14 +252,14 @@ class MessageReader:
         _, word, count, data_words, pointers = found
         if data_words == shape.data_words and pointers == shape.pointers:
             if count <= _ROWS_AT_ONCE:
-                return shape.iter_unpack(self._data[word * 8 : word * 8 + count * shape.size])
+                return shape.iter_unpack(self._cut(word * 8, word * 8 + count * shape.size))
             return self._batches(word * 8, count, shape)
         return self._fitted_rows(found, shape)
 
     def _batches(self, start: int, count: int, shape: Shape) -> Iterator[tuple[Any, ...]]:
         end = start + count * shape.size
         for at in range(start, end, _ROWS_AT_ONCE * shape.size):
-            yield from shape.iter_unpack(self._data[at : min(at + _ROWS_AT_ONCE * shape.size, end)])
+            yield from shape.iter_unpack(self._cut(at, min(at + _ROWS_AT_ONCE * shape.size, end)))
 
     def _fitted_rows(self, found: StructList, shape: Shape) -> Iterator[tuple[Any, ...]]:
         _, word, count, data_words, pointers = found
@@ -269,18 +274,25 @@ class MessageReader:
             else data_words > shape.data_words and not shape.pointers
         )
         if fits:
-            return shape.unpack_from(self._data, word * 8)
+            return self._fields(shape, word * 8)
         return shape.unpack(self._fitted(word, data_words, pointers, shape))
 
     def _fitted(self, word: int, data_words: int, pointers: int, shape: Shape) -> bytes:
         """A struct's sections cut or filled up to the lengths of `shape`."""
         middle = word + data_words
-        data = self._data[word * 8 : (word + min(data_words, shape.data_words)) * 8]
-        named = self._data[middle * 8 : (middle + min(pointers, shape.pointers)) * 8]
+        data = self._cut(word * 8, (word + min(data_words, shape.data_words)) * 8)
+        named = self._cut(middle * 8, (middle + min(pointers, shape.pointers)) * 8)
         return (data.ljust(shape.data_words * 8, b"\0") + named).ljust(shape.size, b"\0")
 
+    # How the bytes are taken: of places that were checked by whoever found the object that they belong to.
+
+    def _fields(self, shape: Shape, start: int) -> tuple[Any, ...]:
+        return shape.unpack_from(self._data, start)
+
+    def _cut(self, start: int, end: int) -> bytes:
+        return self._data[start:end]
+
     def _word(self, at: int) -> int:
-        # `at` was checked by whoever found the object that it belongs to.
         word: int = _U64(self._data, at * 8)[0]
         return word
 

@@ -22,6 +22,7 @@ from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.codec import InodeStat, RootfsMessage
 from snapshotter.format.digest import Digest
 from snapshotter.format.filechunks import FILE_MAX, Chunk, FileChunks
+from snapshotter.format.folded import Unfolded
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind
 
 BLOCK_SIZE = 4096
@@ -99,6 +100,10 @@ class Rootfs:
             CorruptError: it is no rootfs metadata, of another version, or without a root directory.
         """
         return cls(RootfsMessage(data))
+
+    def fold(self, unfolded: Unfolded, descriptor: int) -> None:
+        """Let go of the data: from now on it is kept in a third of the memory. See `RootfsMessage.fold`."""
+        self._message.fold(unfolded, descriptor)
 
     def close(self) -> None:
         """Let go of the data. Reading afterwards is a programming error."""

@@ -5,12 +5,15 @@ A node mounts the same layer more than once where two namespaces of containerd, 
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
+from io import FileIO
 from pathlib import Path
 
 from snapshotter import userns
 from snapshotter.errors import CorruptError, NotFoundError
+from snapshotter.format.folded import Unfolded
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount.tree import Tree, new_cache
 
@@ -22,6 +25,7 @@ class Trees:
 
     def __init__(self) -> None:
         self._cache = new_cache()
+        self._unfolded = Unfolded()
         self._open: dict[_Key, Tree] = {}
         self._users: dict[_Key, int] = {}
         self._lock = threading.Lock()
@@ -47,18 +51,29 @@ class Trees:
                     if key in self._open:
                         self._users[key] += 1
                         return self._open[key]
-                # Into memory, not mapped: a page that the disk loses, or fs-verity refuses, would kill every mount of this
-                # process by SIGBUS when it is touched.
-                data = file.readall()
+                tree = self._read(file, status.st_size, as_layer=as_layer)
         except FileNotFoundError as error:
             raise NotFoundError(f"metadata of {name}: {error}") from error
         except OSError as error:
             raise CorruptError(f"metadata of {name} cannot be read: {error}") from error
-        tree = Tree(Rootfs.open(data), as_layer=as_layer, overlay_prefix=userns.overlay_prefix(), cache=self._cache)
-        tree.prepare()
         with self._lock:
             self._users[key] = self._users.get(key, 0) + 1
-            return self._open.setdefault(key, tree)
+            kept = self._open.setdefault(key, tree)
+        if kept is not tree:
+            tree.close()
+        return kept
+
+    def _read(self, file: FileIO, size: int, *, as_layer: bool) -> Tree:
+        # Into memory, not mapped: a page that the disk loses, or fs-verity refuses, would kill every mount of this process by
+        # SIGBUS when it is touched. And into memory that goes back to the kernel when the message is folded.
+        with mmap.mmap(-1, max(size, 1)) as data:
+            if file.readinto(data) != size:
+                raise CorruptError("rootfs metadata is shorter than it was when it was opened")
+            rootfs = Rootfs.open(data)
+            tree = Tree(rootfs, as_layer=as_layer, overlay_prefix=userns.overlay_prefix(), cache=self._cache)
+            tree.prepare()
+            rootfs.fold(self._unfolded, os.dup(file.fileno()))
+        return tree
 
     def close(self, tree: Tree) -> None:
         """Give `tree` back, once for each time that it was opened."""

@@ -85,7 +85,7 @@ def test_what_comes_from_the_disk_is_hashed_every_time(tmp_path: Path, monkeypat
         return sha256(data)
 
     monkeypatch.setattr(directory, "sha256", count)
-    monkeypatch.setattr(chunks, "_read_from_page_cache", lambda descriptor, size: None)
+    monkeypatch.setattr(pagecache, "resident_pages", lambda descriptor, size: 0)
     assert [chunks.load(DIGEST), chunks.load(DIGEST)] == [RAW, RAW]
     assert hashed == [RAW, RAW]
 
@@ -131,7 +131,7 @@ def test_what_a_disk_has_to_be_asked_for_is_not_at_hand(tmp_path: Path, monkeypa
     long = bytes(directory.AT_HAND_MAX + 1)
     chunks.store(sha256(long), long)
     assert chunks.at_hand(sha256(long)) is None
-    monkeypatch.setattr(chunks, "_read_from_page_cache", lambda descriptor, size: None)
+    monkeypatch.setattr(pagecache, "resident_pages", lambda descriptor, size: 0)
     assert chunks.at_hand(DIGEST) is None
 
 
