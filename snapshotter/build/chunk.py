@@ -7,8 +7,10 @@ and cache, so known answers are pinned in the tests.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Literal, Protocol
 
 import fastcdc
@@ -72,37 +74,67 @@ class ByteReader(Protocol):
         ...
 
 
+class Window(Protocol):
+    """Where a stream is cut: memory that its bytes are read into, and out of which its chunks are taken one after another."""
+
+    def room(self, kept: int) -> memoryview:
+        """Room for twice the longest chunk or more; its first `kept` bytes are those behind the last chunk that was taken."""
+        ...
+
+
+class Memory:
+    """A `Window` in memory of its own."""
+
+    def __init__(self, chunk_max: int) -> None:
+        """`chunk_max`: the longest chunk in bytes."""
+        self._view = memoryview(bytearray(max(WINDOW, 4 * chunk_max)))
+        self._least = 2 * chunk_max
+        self._used = 0
+
+    def room(self, kept: int) -> memoryview:
+        """See `Window`."""
+        if len(self._view) - self._used < self._least:
+            self._view[:kept] = bytes(self._view[self._used : self._used + kept])
+            self._used = 0
+        return self._view[self._used :]
+
+    def take(self, length: int) -> memoryview:
+        """The next `length` bytes, good until there is room again."""
+        start, self._used = self._used, self._used + length
+        return self._view[start : self._used]
+
+
 class Cutter:
-    """Cuts one stream after another; holds one window of memory. Not for several threads, nor for two streams at once."""
+    """Cuts one stream after another. Not for several threads, nor for two streams at once."""
 
     def __init__(self, cutting: Cutting) -> None:
         """Cut as `cutting` says."""
         self._maximum = cutting.maximum
         self._lengths = _cutter(cutting)
-        self._window = memoryview(bytearray(max(WINDOW, 4 * cutting.maximum)))
 
-    def cut(self, reader: ByteReader) -> Iterator[memoryview]:
-        """The chunks of what `reader` yields, in order, each good until the next one is asked for.
+    def cut(self, reader: ByteReader, window: Window) -> Iterator[int]:
+        """The lengths of the chunks of what `reader` yields, in order; each is to be taken out of `window` at once.
 
         The reader is read to its end only if all chunks are taken.
         """
-        window = self._window
+        space = window.room(0)
         filled = 0
         ended = False
         while not ended or filled:
-            while not ended and filled < len(window):
-                count = reader.readinto(window[filled:])
+            while not ended and filled < len(space):
+                count = reader.readinto(space[filled:])
                 ended = count == 0
                 filled += count
             start = 0
-            for length in self._lengths(window[:filled]):
+            for length in self._lengths(space[:filled]):
                 # The last cuts of a window would change if more bytes followed.
                 if not ended and filled - start < self._maximum:
                     break
-                yield window[start : start + length]
                 start += length
-            window[: filled - start] = bytes(window[start:filled])
+                yield length
             filled -= start
+            if not ended or filled:
+                space = window.room(filled)
 
 
 def _cutter(cutting: Cutting) -> Callable[[memoryview], Iterable[int]]:
@@ -125,7 +157,37 @@ class CutChunk:
     compressed: bool = False
 
 
-def assign(sizes: Sequence[int], chunks: Sequence[CutChunk]) -> list[list[FileChunk]]:
+class ChunkList(Sequence[FileChunk]):
+    """A file's chunks in 41 bytes each, where objects take 200: they are kept until all of a layer is known."""
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, chunks: Iterable[FileChunk]) -> None:
+        """With these `chunks`, whose offsets and lengths fit a chunk's (`CHUNK_MAX`)."""
+        self._packed = b"".join([_PACK(chunk.digest, chunk.offset, chunk.length, chunk.compressed) for chunk in chunks])
+
+    def __len__(self) -> int:
+        return len(self._packed) // _REFERENCE.size
+
+    def __getitem__(self, row: int) -> FileChunk:  # type: ignore[override]  # slices are never taken
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return FileChunk(*_REFERENCE.unpack_from(self._packed, row * _REFERENCE.size))
+
+    def __iter__(self) -> Iterator[FileChunk]:
+        return starmap(FileChunk, _REFERENCE.iter_unpack(self._packed))
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as of other sequences that are compared by what they hold
+
+
+_REFERENCE = struct.Struct("<32sII?")
+_PACK = _REFERENCE.pack
+
+
+def assign(sizes: Sequence[int], chunks: Sequence[CutChunk]) -> list[ChunkList]:
     """The chunk lists of files of `sizes` bytes that were run together and cut into `chunks`.
 
     Each result lists the chunks that hold bytes of that file.
@@ -133,7 +195,7 @@ def assign(sizes: Sequence[int], chunks: Sequence[CutChunk]) -> list[list[FileCh
     Raises:
         ValueError: the sizes' sum is not the chunks'.
     """
-    found: list[list[FileChunk]] = []
+    found: list[ChunkList] = []
     rest = iter(chunks)
     chunk = next(rest, None)
     used = 0
@@ -149,7 +211,7 @@ def assign(sizes: Sequence[int], chunks: Sequence[CutChunk]) -> list[list[FileCh
             used += taken
             if used == chunk.length:
                 chunk, used = next(rest, None), 0
-        found.append(parts)
+        found.append(ChunkList(parts))
     if chunk is not None:
         raise ValueError("the files end before the chunks do")
     return found

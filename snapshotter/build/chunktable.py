@@ -71,4 +71,4 @@ class ChunkTable:
         return row if row < len(self._digests) and self._digests[row] == digest else None
 
     def _digest(self, row: int) -> Digest:
-        return Digest(bytes(self._digests[row]))
+        return self._digests[row]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from snapshotter.build.chunk import ByteReader, Cutting
 from snapshotter.build.decompress import LayerStream
+from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.encoder import Encoder
 from snapshotter.build.entries import Content, Node, Numbering, chunk_order, each_inode, number
 from snapshotter.build.files import FileCutter
@@ -21,6 +22,9 @@ from snapshotter.build.walk import FileReader, check_empty, walk
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import ChunkVerity
 from snapshotter.format.writer import build
+
+Verity = Callable[[Digest], bytes]
+"""The fs-verity digest of a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +112,19 @@ def layer_from_directory(
     return root
 
 
-def build_layer(root: Node, verity: Mapping[Digest, bytes], *, times: bool = True) -> BuiltLayer:
+def build_layer(root: Node, verity: Verity, *, times: bool = True) -> BuiltLayer:
     """The message of a tree whose files are cut; `verity` knows every chunk's fs-verity digest."""
     numbering = number(root)
     return BuiltLayer(layer_message(numbering, verity, times=times), distinct(numbering))
 
 
-def layer_message(numbering: Numbering, verity: Mapping[Digest, bytes], *, times: bool = True) -> bytes:
+def layer_message(numbering: Numbering, verity: Verity, *, times: bool = True) -> bytes:
     """The message of a tree in walk order; the rest as `build_layer` has it."""
     chunks = sorted(distinct(numbering))
-    pairs = (ChunkVerity(digest, verity[digest]) for digest in chunks)
+    pairs = (ChunkVerity(digest, verity(digest)) for digest in chunks)
     return build([len(numbering.inodes)], [each_inode(numbering)], len(chunks), pairs, times=times).to_bytes()
 
 
-def distinct(numbering: Numbering) -> list[Digest]:
+def distinct(numbering: Numbering) -> DigestTable:
     """The chunks of a tree in walk order, each once."""
-    return list(dict.fromkeys(chunk.digest for chunk in chunk_order(numbering)))
+    return DigestTable(chunk.digest for chunk in chunk_order(numbering))

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol
 
-from snapshotter.build.chunk import CutChunk
+from snapshotter.build.chunk import CutChunk, Memory, Window
 
 BATCH = 1 << 20
 """Raw bytes that one task takes: a chunk alone is too little work to pay for waking a thread."""
@@ -28,23 +28,23 @@ Take = Callable[[CutChunk], None]
 _Batch = list[tuple[bytes, list[CutChunk]]]
 
 
-class Encoder(Protocol):
-    """What chunks are given to as they are cut."""
+class Encoder(Window, Protocol):
+    """What chunks are cut in, and what encodes them."""
 
-    def put(self, raw: bytes | memoryview, run: list[CutChunk]) -> None:
-        """Encode `raw`, which is only good until this returns; its `CutChunk` is appended to `run` by the next `flush`."""
+    def add(self, length: int, run: list[CutChunk]) -> None:
+        """Encode the next `length` bytes; their `CutChunk` is appended to `run` by the next `flush` at the latest."""
         ...
 
     def flush(self) -> None:
-        """Wait until everything put has been dealt with."""
+        """Wait until everything added has been dealt with."""
         ...
 
 
 class ParallelEncoder:
     """Feeds chunks to `encode` in threads, and each result to `take` and to the list that its chunk was put for."""
 
-    def __init__(self, encode: Encode, take: Take, workers: int | None = None) -> None:
-        """`workers` threads, by default one a core."""
+    def __init__(self, encode: Encode, take: Take, chunk_max: int, workers: int | None = None) -> None:
+        """`chunk_max` is the longest chunk in bytes; `workers` threads, by default one a core."""
         count = workers or os.cpu_count() or 1
         self._encode = encode
         self._take = take
@@ -53,16 +53,21 @@ class ParallelEncoder:
         self._most = 2 * count + 2
         self._batch: _Batch = []
         self._batch_bytes = 0
+        self._memory = Memory(chunk_max)
 
-    def put(self, raw: bytes | memoryview, run: list[CutChunk]) -> None:
-        """Encode `raw`; its `CutChunk` is appended to `run` by the next `flush` at the latest."""
-        self._batch.append((bytes(raw), run))
-        self._batch_bytes += len(raw)
+    def room(self, kept: int) -> memoryview:
+        """See `Window`."""
+        return self._memory.room(kept)
+
+    def add(self, length: int, run: list[CutChunk]) -> None:
+        """See `Encoder`. Raises what `encode` or `take` raised."""
+        self._batch.append((bytes(self._memory.take(length)), run))
+        self._batch_bytes += length
         if self._batch_bytes >= BATCH:
             self._submit()
 
     def flush(self) -> None:
-        """Wait until everything put has been taken. Raises what `encode` or `take` raised."""
+        """Wait until everything added has been taken. Raises what `encode` or `take` raised."""
         self._submit()
         while self._in_flight:
             self._collect()

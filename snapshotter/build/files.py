@@ -1,10 +1,11 @@
 """Cuts the files of a tree: each large one on its own, the small ones of neighbouring directories run together in walk order.
 
-The chunk lists are known only when all chunks have been encoded, so they are put into the `Content` objects by `finish`.
+A chunk list is known when its chunks have been encoded, and is put into its `Content` object then, by `finish` at the latest.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from snapshotter.build.chunk import ByteReader, CutChunk, Cutter, Cutting, assign
@@ -21,7 +22,8 @@ class FileCutter:
         self._group = cutting.group
         self._cutter = Cutter(cutting)
         self._encoder = encoder
-        self._runs: list[tuple[Sequence[Content], list[CutChunk]]] = []
+        # The contents that were cut together, their chunks so far, and how many there will be.
+        self._runs: deque[tuple[Sequence[Content], list[CutChunk], int]] = deque()
 
     def stands_alone(self, size: int) -> bool:
         """Whether a file of `size` bytes is cut on its own."""
@@ -49,17 +51,23 @@ class FileCutter:
     def finish(self) -> None:
         """Wait for the chunks, and give each content its chunk list."""
         self._encoder.flush()
-        for contents, chunks in self._runs:
-            parts = assign([content.size for content in contents], chunks)
-            for content, part in zip(contents, parts, strict=True):
-                content.chunks = part
-        self._runs = []
+        self._settle()
 
     def _cut(self, contents: Sequence[Content], reader: ByteReader) -> None:
         run: list[CutChunk] = []
-        self._runs.append((contents, run))
-        for raw in self._cutter.cut(reader):
-            self._encoder.put(raw, run)
+        count = 0
+        for length in self._cutter.cut(reader, self._encoder):
+            self._encoder.add(length, run)
+            count += 1
+        self._runs.append((contents, run, count))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Give the contents whose chunks have all been encoded their chunk lists; chunks come back in the order of the data."""
+        while self._runs and len(self._runs[0][1]) == self._runs[0][2]:
+            contents, chunks, _ = self._runs.popleft()
+            for content, part in zip(contents, assign([content.size for content in contents], chunks), strict=True):
+                content.chunks = part
 
 
 class _Concatenated:

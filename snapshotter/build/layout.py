@@ -85,11 +85,11 @@ def build_layout(
     chosen = options or Options()
     below = read_rootfs(layout, base) if base is not None else None
     chunks = LayoutChunks(layout, compress=compress)
-    with ParallelEncoder(chunks.encode, chunks.take, chosen.workers) as encoder:
+    with ParallelEncoder(chunks.encode, chunks.take, chosen.cutting.maximum, chosen.workers) as encoder:
         root = layer_from_directory(tree, encoder, chosen.cutting, report)
     retime(root)
     if below is None:
-        built = build_layer(root, chunks.verity)
+        built = build_layer(root, chunks.verity.__getitem__)
         return publish_layout(layout, tag, built.message, chunk_descriptors(built.chunks, chunks.sizes, compressed=compress))
     try:
         message, descriptors = _over(below, root, layout, chunks)

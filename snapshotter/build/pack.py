@@ -9,12 +9,13 @@ import hashlib
 import io
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from snapshotter.build.digesttable import DigestTable
 from snapshotter.format.annotations import PACKS_MAX, PackPlace
 from snapshotter.format.compression import Codec
-from snapshotter.format.digest import Digest
+from snapshotter.format.digest import Digest, Digests
 from snapshotter.format.pack import HEADER, PackEntry, PackIndex, trailer
 
 PACK_BYTES = 256 << 20
@@ -32,68 +33,72 @@ class PackPlan:
     new: Sequence[Sequence[Digest]]
 
 
+Find = Callable[[Digest], tuple[int | None, int]]
+"""For a chunk, the number of the reused pack that has it, None if it is new, and its stored length."""
+
+
 def plan_packs(
-    layers: Sequence[Collection[Digest]],
-    new: Mapping[Digest, int],
-    reused: Mapping[Digest, tuple[int, int]],
-    *,
-    most: int = PACKS_MAX,
-    pack_bytes: int = PACK_BYTES,
+    layers: Sequence[Iterable[Digest]], find: Find, *, most: int = PACKS_MAX, pack_bytes: int = PACK_BYTES
 ) -> PackPlan:
     """Decide the packs of an image.
 
-    `layers` are the chunks of each layer in walk order; every one is in `new` (with its stored length) or in `reused` (with
-    the number of the pack that has it, and its stored length). A layer's new chunks make a pack of their own, more where
-    they exceed `pack_bytes`. Where there would be more than `most` packs in all, the reused packs with the fewest needed
-    bytes are given up, their chunks written anew with the first layer that needs them, and then neighbouring new packs are
-    put together, the smallest first.
+    `layers` are the chunks of each layer in walk order. A layer's new chunks make a pack of their own, more where they exceed
+    `pack_bytes`. Where there would be more than `most` packs in all, the reused packs with the fewest needed bytes are given
+    up, their chunks written anew with the first layer that needs them, and then neighbouring new packs are put together, the
+    smallest first.
     """
     needed: dict[int, int] = {}
-    for digest in dict.fromkeys(digest for layer in layers for digest in layer):
-        if digest not in new:
-            number, length = reused[digest]
+    has_new = False
+    for digest in DigestTable(digest for layer in layers for digest in layer):
+        number, length = find(digest)
+        if number is None:
+            has_new = True
+        else:
             needed[number] = needed.get(number, 0) + length
-    has_new = any(digest in new for layer in layers for digest in layer)
     kept = set(needed)
-    packs = _new_packs(layers, new, reused, kept, pack_bytes)
+    packs = _new_packs(layers, find, kept, pack_bytes)
     room = most - min(len(packs), NEW_PACKS_KEPT, most)
     if len(kept) > room:
         if not has_new:
             room = most - 1  # what is given up needs a pack
         emptiest = sorted(kept, key=lambda number: (needed[number], number))
         kept -= set(emptiest[: max(len(kept) - room, 0)])
-        packs = _new_packs(layers, new, reused, kept, pack_bytes)
+        packs = _new_packs(layers, find, kept, pack_bytes)
     while len(packs) > 1 and len(packs) + len(kept) > most:
-        sizes = [sum(length for _, length in pack) for pack in packs]
-        first = min(range(len(packs) - 1), key=lambda index: sizes[index] + sizes[index + 1])
-        packs[first : first + 2] = [packs[first] + packs[first + 1]]
-    return PackPlan(sorted(kept), [[digest for digest, _ in pack] for pack in packs])
+        first = min(range(len(packs) - 1), key=lambda index: packs[index].size + packs[index + 1].size)
+        packs[first].join(packs.pop(first + 1))
+    return PackPlan(sorted(kept), [Digests(pack.names) for pack in packs])
 
 
-def _new_packs(
-    layers: Sequence[Collection[Digest]],
-    new: Mapping[Digest, int],
-    reused: Mapping[Digest, tuple[int, int]],
-    kept: Collection[int],
-    pack_bytes: int,
-) -> list[list[tuple[Digest, int]]]:
-    packs: list[list[tuple[Digest, int]]] = []
-    placed: set[Digest] = set()
+class _NewPack:
+    """The chunks of a pack, and how many bytes they are together."""
+
+    def __init__(self) -> None:
+        self.names = bytearray()
+        self.size = 0
+
+    def add(self, digest: Digest, length: int) -> None:
+        self.names += digest
+        self.size += length
+
+    def join(self, other: _NewPack) -> None:
+        self.names += other.names
+        self.size += other.size
+
+
+def _new_packs(layers: Sequence[Iterable[Digest]], find: Find, kept: Collection[int], pack_bytes: int) -> list[_NewPack]:
+    packs: list[_NewPack] = []
+    placed = DigestTable()
     for layer in layers:
-        pack: list[tuple[Digest, int]] = []
-        size = 0
+        pack: _NewPack | None = None
         for digest in layer:
-            if digest in placed or (digest not in new and reused[digest][0] in kept):
+            number, length = find(digest)
+            if number in kept or not placed.add(digest):
                 continue
-            placed.add(digest)
-            length = new[digest] if digest in new else reused[digest][1]
-            if pack and size + length > pack_bytes:
+            if pack is None or pack.size + length > pack_bytes:
+                pack = _NewPack()
                 packs.append(pack)
-                pack, size = [], 0
-            pack.append((digest, length))
-            size += length
-        if pack:
-            packs.append(pack)
+            pack.add(digest, length)
     return packs
 
 
@@ -115,8 +120,16 @@ class WrittenPack:
     index: PackIndex
 
 
-def plan_pack(chunks: Iterable[Digest], read: Callable[[Digest], StoredChunk]) -> tuple[WrittenPack, bytes]:
-    """What a pack of `chunks`, in that order, will be, and what follows its chunks; `read` gives each one's stored form.
+@dataclass(frozen=True, slots=True)
+class PlannedPack(WrittenPack):
+    """A pack that is to be written: also where each of its chunks begins, and what follows the chunks."""
+
+    starts: Sequence[int]
+    end: bytes
+
+
+def plan_pack(chunks: Iterable[Digest], read: Callable[[Digest], StoredChunk]) -> PlannedPack:
+    """What a pack of `chunks`, in that order, will be; `read` gives each one's stored form.
 
     Nothing is written: `PackStream` gives the pack's bytes.
     """
@@ -128,29 +141,25 @@ def plan_pack(chunks: Iterable[Digest], read: Callable[[Digest], StoredChunk]) -
         whole.update(chunk.data)
         entries.append(PackEntry(digest, chunk.raw_length, offset, len(chunk.data), chunk.codec))
         offset += len(chunk.data)
+    starts = array("Q", (entry.offset for entry in entries))
     end, index_length = trailer(entries, offset)
     whole.update(end)
     place = PackPlace(Digest(whole.digest()), offset, index_length)
-    return WrittenPack(place, offset + len(end), PackIndex.parse(end[:index_length], offset)), end
+    return PlannedPack(place, offset + len(end), PackIndex.parse(end[:index_length], offset), starts, end)
 
 
 class PackStream(io.RawIOBase):
     """The bytes of a pack, read chunk by chunk as they are asked for, from any place on: an upload may begin again."""
 
-    def __init__(self, chunks: Sequence[Digest], pack: WrittenPack, end: bytes, read: Callable[[Digest], StoredChunk]) -> None:
-        """`pack` and `end` as `plan_pack` gave them for the same `chunks` and `read`."""
+    def __init__(self, chunks: Sequence[Digest], pack: PlannedPack, read: Callable[[Digest], StoredChunk]) -> None:
+        """`pack` as `plan_pack` gave it for the same `chunks` and `read`."""
         super().__init__()
         self._chunks = chunks
         self._size = pack.size
-        self._end = end
+        self._end = pack.end
         self._read = read
-        self._starts = array("Q")
-        at = len(HEADER)
-        for digest in chunks:
-            self._starts.append(at)
-            entry = pack.index.find(digest)
-            at += entry.stored_length if entry is not None else 0
-        self._chunks_end = at
+        self._starts = pack.starts
+        self._chunks_end = pack.place.index_offset
         self._at = 0
         self._held = (0, HEADER)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.documents import OCI_CONFIG, describe, new_config, new_manifest
 from snapshotter.build.pack import PackStream, StoredChunk, plan_pack, plan_packs
 from snapshotter.build.progress import Progress, Report
 from snapshotter.build.reuse import KnownPacks, StoredPack
 from snapshotter.build.rewrite import PackCopier
-from snapshotter.build.spool import ChunkSpool
+from snapshotter.build.spool import ChunkSpool, SpooledChunk
 from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK, MetadataLayer, PackLayer
 from snapshotter.format.compression import METADATA_LEVEL, compress
 from snapshotter.format.digest import Digest, sha256, to_text
@@ -82,12 +84,11 @@ class Publisher:
 
         Raises what `ImageStore`, `rewrite.PackCopier` and `ChunkSpool.keep` raise, and what making a layer's metadata does.
         """
-        packs, holder = self._put_packs(layers)
+        packs, holders = self._put_packs(layers)
         described = []
         messages = [layer.metadata() for layer in layers]
         for layer, message in zip(layers, messages, strict=True):
-            numbers = sorted({holder[digest] for digest in layer.chunks})
-            places = tuple(packs[number].place for number in numbers)
+            places = tuple(packs[number].place for number in holders.of(layer.chunks))
             said = MetadataLayer(sha256(message.stored), message.diff_id, message.verity, places, self._source)
             blob = Descriptor(MEDIA_TYPE_METADATA, said.metadata, len(message.stored), said.annotations())
             self._put(blob, io.BytesIO(message.stored))
@@ -100,29 +101,19 @@ class Publisher:
         self._put(blob, io.BytesIO(content))
         return new_manifest(blob, described, annotations)
 
-    def _put_packs(self, layers: Sequence[PublishedLayer]) -> tuple[list[StoredPack], dict[Digest, int]]:
-        """The image's packs, in order, all of them in the destination; and for each chunk, which of them has it."""
-        new: dict[Digest, int] = {}
-        reused: dict[Digest, tuple[int, int]] = {}
-        for layer in layers:
-            for digest in layer.chunks:
-                found = self._known.find(digest)
-                if found is None:
-                    new[digest] = self._spool.chunks[digest].stored_length
-                else:
-                    reused[digest] = (found[0], found[1].stored_length)
-        plan = plan_packs([layer.chunks for layer in layers], new, reused)
+    def _put_packs(self, layers: Sequence[PublishedLayer]) -> tuple[list[StoredPack], _Holders]:
+        """The image's packs, in order, all of them in the destination; and which of them has which chunk."""
+        plan = plan_packs([layer.chunks for layer in layers], self._find)
         packs = [self._known.packs[number] for number in plan.kept]
-        order = {number: place for place, number in enumerate(plan.kept)}
-        holder = {digest: order[number] for digest, (number, _) in reused.items() if number in order}
+        holders = _Holders(self._known, plan.kept)
         for pack in packs:
             self._keep(pack)
         # One pack is stored while the next one is hashed.
         with ThreadPoolExecutor(1, "put-pack") as putter:
             storing: Future[None] | None = None
             for chunks in plan.new:
-                holder.update(dict.fromkeys(chunks, len(packs)))
-                self._fetch(chunks, new)
+                holders.add(chunks, len(packs))
+                self._fetch(chunks)
                 pack, put = self._write(chunks)
                 if storing is not None:
                     storing.result()
@@ -132,7 +123,17 @@ class Publisher:
                 storing.result()
         for pack in packs:
             self._known.add(pack)
-        return packs, holder
+        return packs, holders
+
+    def _find(self, digest: Digest) -> tuple[int | None, int]:
+        found = self._known.find(digest)
+        return (None, self._stored(digest).stored_length) if found is None else (found[0], found[1].stored_length)
+
+    def _stored(self, digest: Digest) -> SpooledChunk:
+        place = self._spool.place(digest)
+        if place is None:
+            raise ValueError(f"chunk {to_text(digest)} was not kept")
+        return place
 
     def _keep(self, pack: StoredPack) -> None:
         digest = pack.place.pack
@@ -144,11 +145,11 @@ class Publisher:
         with pack.store.open_blob(blob) as data:
             self._put(blob, data)
 
-    def _fetch(self, chunks: Sequence[Digest], new: Mapping[Digest, int]) -> None:
+    def _fetch(self, chunks: Sequence[Digest]) -> None:
         """Get the chunks of a new pack that are in packs which are given up into the spool: they are read more than once."""
         wanted: dict[int, list[Digest]] = {}
         for digest in chunks:
-            found = None if digest in new else self._known.find(digest)
+            found = self._known.find(digest)
             if found is not None:
                 wanted.setdefault(found[0], []).append(digest)
         for number, digests in wanted.items():
@@ -158,16 +159,16 @@ class Publisher:
                 self._spool.keep(digest, chunk.codec, chunk.raw_length, chunk.data)
 
     def _read(self, digest: Digest) -> StoredChunk:
-        place = self._spool.chunks[digest]
-        return StoredChunk(place.codec, place.raw_length, self._spool.read(digest))
+        place = self._stored(digest)
+        return StoredChunk(place.codec, place.raw_length, self._spool.read(place))
 
     def _write(self, chunks: Sequence[Digest]) -> tuple[StoredPack, Callable[[], None]]:
         """A new pack, and what puts it. It is read twice, to learn its digest and to store it, and never written elsewhere."""
-        pack, end = plan_pack(chunks, self._read)
+        pack = plan_pack(chunks, self._read)
         self.figures.packs_new.add(pack.place.pack)
 
         def put() -> None:
-            with io.BufferedReader(PackStream(chunks, pack, end, self._read), _BUFFER) as data:
+            with io.BufferedReader(PackStream(chunks, pack, self._read), _BUFFER) as data:
                 self._put(Descriptor(MEDIA_TYPE_PACK, pack.place.pack, pack.size), data)
 
         return StoredPack(pack.place, pack.size, pack.index, self._store), put
@@ -178,3 +179,32 @@ class Publisher:
         if self._store.put_blob(blob, data):
             self.figures.pushed += blob.size
         self._report(Progress("push", name, blob.size, blob.size))
+
+
+class _Holders:
+    """Which of an image's packs has a chunk: the new pack it was put into, or the one of the `known` packs that is `kept`."""
+
+    def __init__(self, known: KnownPacks, kept: Sequence[int]) -> None:
+        self._known = known
+        self._order = {number: place for place, number in enumerate(kept)}
+        self._new = DigestTable()
+        self._places = array("H")
+
+    def add(self, chunks: Iterable[Digest], place: int) -> None:
+        """The image's pack number `place` is a new one, of `chunks`."""
+        for digest in chunks:
+            if self._new.add(digest):
+                self._places.append(place)
+
+    def of(self, chunks: Iterable[Digest]) -> list[int]:
+        """The numbers of the packs that have `chunks`, ascending."""
+        return sorted(set(map(self._place, chunks)))
+
+    def _place(self, digest: Digest) -> int:
+        number = self._new.find(digest)
+        if number is not None:
+            return self._places[number]
+        found = self._known.find(digest)
+        if found is None:
+            raise ValueError(f"chunk {to_text(digest)} is in no pack of the image")
+        return self._order[found[0]]

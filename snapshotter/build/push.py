@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from snapshotter.build.chunk import CutChunk
-from snapshotter.build.content import BuiltLayer, build_layer
+from snapshotter.build.content import BuiltLayer, Verity, build_layer
 from snapshotter.build.documents import describe
 from snapshotter.build.entries import from_rootfs, number
 from snapshotter.build.flatten import settle
@@ -121,12 +121,12 @@ def _chunk(layout: Layout, digest: Digest, compressed: bool, what: str) -> bytes
         raise CorruptError(f"{what}: its chunk {to_text(digest)} is corrupt: {error}") from None
 
 
-def _layer(message: bytes, rootfs: Rootfs, renamed: _Renamed, verity: Mapping[Digest, bytes]) -> BuiltLayer:
+def _layer(message: bytes, rootfs: Rootfs, renamed: _Renamed, verity: Verity) -> BuiltLayer:
     """The layer to publish: the message as it is where it says the truth about raw chunks, else a new one."""
     tree = from_rootfs(rootfs)
     for content in number(tree).contents():
         content.chunks = [_rename(chunk, renamed[chunk.digest, chunk.compressed]) for chunk in content.chunks or ()]
-    as_it_is = all(chunk.digest == digest and rootfs.verity(digest) == verity[digest] for (digest, _), chunk in renamed.items())
+    as_it_is = all(chunk.digest == digest and rootfs.verity(digest) == verity(digest) for (digest, _), chunk in renamed.items())
     if as_it_is:
         return BuiltLayer(message, [chunk.digest for chunk in renamed.values()])
     settle(tree)

@@ -7,11 +7,13 @@ a whole pack to check would cost what reuse is to save.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.documents import ImageManifest, is_image, parse_index, parse_manifest
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnsupportedError
 from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK, MetadataLayer, PackPlace, parse
@@ -47,7 +49,8 @@ class KnownPacks:
     def __init__(self) -> None:
         """None at first."""
         self.packs: list[StoredPack] = []
-        self._numbers: dict[Digest, int] = {}
+        self._chunks = DigestTable()
+        self._numbers = array("I")  # of the pack that has the chunk of that number
         self._digests: set[Digest] = set()
 
     def add(self, pack: StoredPack) -> int | None:
@@ -57,13 +60,14 @@ class KnownPacks:
         self._digests.add(pack.place.pack)
         number = len(self.packs)
         self.packs.append(pack)
-        for entry in pack.index:
-            self._numbers.setdefault(entry.digest, number)
+        for digest in pack.index.digests:
+            if self._chunks.add(digest):
+                self._numbers.append(number)
         return number
 
     def digests(self) -> Sequence[Digest]:
         """The chunks of all packs, each once."""
-        return list(self._numbers)
+        return self._chunks
 
     def knows(self, pack: Digest) -> bool:
         """Whether this pack has been added."""
@@ -71,9 +75,10 @@ class KnownPacks:
 
     def find(self, digest: Digest) -> tuple[int, PackEntry] | None:
         """The number of the pack that has the chunk, and where it is in it."""
-        number = self._numbers.get(digest)
-        if number is None:
+        chunk = self._chunks.find(digest)
+        if chunk is None:
             return None
+        number = self._numbers[chunk]
         entry = self.packs[number].index.find(digest)
         return None if entry is None else (number, entry)
 

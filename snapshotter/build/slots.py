@@ -11,13 +11,15 @@ import os
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from snapshotter.build.digesttable import DigestTable
 from snapshotter.format.compression import ChunkEncoder, Codec
 from snapshotter.format.digest import Digest, Digests, sha256
-from snapshotter.format.verity import verity_digest
+from snapshotter.format.verity import DIGEST_SIZE, verity_digest
 
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 2 << 20
 """Raw bytes that make a batch full."""
 
 BATCH_CHUNKS = 512
@@ -25,8 +27,9 @@ BATCH_CHUNKS = 512
 
 _COUNT = struct.Struct("<I")
 _RESULT = struct.Struct("<32s32sIIBB")  # digest, fs-verity digest, raw and stored length, whether it is stored, codec
-_RESULTS_AT = 4 + 4 * BATCH_CHUNKS
-_DATA_AT = -(-(_RESULTS_AT + _RESULT.size * BATCH_CHUNKS) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+CHUNK_MIN = 256
+"""Shorter chunks come only at the end of a stream (`chunk.Cutting`), so that the room of a batch bounds how many it has."""
 
 SEEN_MAX = 1 << 16
 """So many chunks an encoder remembers, so that it need not make their stored form again."""
@@ -47,7 +50,9 @@ class Slots:
 
     def __init__(self, memory: int, count: int, chunk_max: int) -> None:
         """`chunk_max`: the longest chunk that is put in, in bytes."""
-        self._size = _DATA_AT + -(-(BATCH_BYTES + chunk_max) // mmap.PAGESIZE) * mmap.PAGESIZE
+        room = BATCH_BYTES + 2 * chunk_max
+        self._layout = _Layout(BATCH_CHUNKS + room // CHUNK_MIN, room)
+        self._size = self._layout.size
         if os.fstat(memory).st_size < count * self._size:
             os.ftruncate(memory, count * self._size)
         self._map = mmap.mmap(memory, count * self._size)
@@ -55,7 +60,7 @@ class Slots:
 
     def slot(self, number: int) -> Slot:
         """One of them."""
-        return Slot(self._view[number * self._size : (number + 1) * self._size])
+        return Slot(self._view[number * self._size : (number + 1) * self._size], self._layout)
 
     def close(self) -> None:
         """Give the memory back; no slot may be in use."""
@@ -63,24 +68,63 @@ class Slots:
         self._map.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Of a slot: for how many `chunks` it has lines, and for how many bytes of data. What is not used takes no memory."""
+
+    chunks: int
+    room: int
+
+    @property
+    def results(self) -> int:
+        """Where the results begin, behind the number of chunks and their lengths."""
+        return 4 + 4 * self.chunks
+
+    @property
+    def data(self) -> int:
+        """Where the data begins."""
+        return _pages(self.results + _RESULT.size * self.chunks)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole slot."""
+        return self.data + _pages(self.room)
+
+
+def _pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 class Slot:
     """One batch."""
 
-    def __init__(self, view: memoryview) -> None:
+    def __init__(self, view: memoryview, layout: _Layout) -> None:
         self._view = view
-        self._data = view[_DATA_AT:]
+        self._results = layout.results
+        self._data = view[layout.data :]
         self._used = 0
         self._count = 0
 
-    def add(self, raw: bytes | memoryview) -> bool:
-        """Put a chunk in; whether the batch is full now."""
-        end = self._used + len(raw)
-        self._data[self._used : end] = raw
-        _COUNT.pack_into(self._view, 4 + 4 * self._count, len(raw))
-        self._used = end
+    @property
+    def is_full(self) -> bool:
+        """Whether it should be encoded before more bytes come: there may be no room for two of the longest chunks."""
+        return self._used >= BATCH_BYTES or self._count >= BATCH_CHUNKS
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no chunk is in it."""
+        return not self._count
+
+    def room(self) -> memoryview:
+        """What is behind the chunks."""
+        return self._data[self._used :]
+
+    def add(self, length: int) -> None:
+        """The next `length` bytes of the room are a chunk."""
+        _COUNT.pack_into(self._view, 4 + 4 * self._count, length)
+        self._used += length
         self._count += 1
         _COUNT.pack_into(self._view, 0, self._count)
-        return end >= BATCH_BYTES or self._count == BATCH_CHUNKS
 
     def encode(self, encoder: BatchEncoder) -> None:
         """Put the results in the place of the chunks."""
@@ -93,7 +137,7 @@ class Slot:
             size = len(stored) if stored is not None else 0
             if stored is not None:
                 self._data[end : end + size] = stored
-            place = _RESULTS_AT + row * _RESULT.size
+            place = self._results + row * _RESULT.size
             _RESULT.pack_into(self._view, place, digest, verity, length, size, stored is not None, codec)
             start += length
             end += size
@@ -103,7 +147,7 @@ class Slot:
         (count,) = _COUNT.unpack_from(self._view, 0)
         at = 0
         for row in range(count):
-            fields = _RESULT.unpack_from(self._view, _RESULTS_AT + row * _RESULT.size)
+            fields = _RESULT.unpack_from(self._view, self._results + row * _RESULT.size)
             digest, verity, length, size, is_stored, codec = fields
             stored = self._data[at : at + size] if is_stored else None
             yield EncodedChunk(Digest(digest), verity, length, Codec(codec), stored)
@@ -122,18 +166,20 @@ class BatchEncoder:
         """`level` is zstd's."""
         self._encoder = ChunkEncoder(level)
         self._known = Digests(known)
-        self._seen: dict[Digest, bytes] = {}
+        self._seen = DigestTable()
+        self._verity = bytearray()  # of those that were seen
 
     def encode(self, raw: memoryview) -> tuple[Digest, bytes, Codec, bytes | None]:
         """The chunk's name, its fs-verity digest, and its stored form, unless it was asked for before or is known."""
         digest = sha256(raw)
-        verity = self._seen.get(digest)
-        if verity is not None:
-            return digest, verity, Codec.RAW, None
+        number = self._seen.find(digest)
+        if number is not None:
+            return digest, bytes(self._verity[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]), Codec.RAW, None
         verity = verity_digest(raw)
         if len(self._seen) >= SEEN_MAX:
-            self._seen.clear()
-        self._seen[digest] = verity
+            self._seen, self._verity = DigestTable(), bytearray()
+        self._seen.add(digest)
+        self._verity += verity
         row = bisect_left(self._known, digest)
         if row < len(self._known) and self._known[row] == digest:
             return digest, verity, Codec.RAW, None

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from snapshotter.build.chunk import ByteReader
+from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.slots import EncodedChunk
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.format.compression import Codec
-from snapshotter.format.digest import Digest
+from snapshotter.format.digest import Digest, to_text
+from snapshotter.format.verity import DIGEST_SIZE
 
 _BUFFER = 1 << 20
+_PIECES = 1024  # IOV_MAX
 
 
 class _AppendFile:
@@ -45,6 +50,18 @@ class _AppendFile:
             self._flush()
         return offset
 
+    def append_all(self, pieces: list[memoryview]) -> None:
+        """Add `pieces`, one after another, without a copy of them."""
+        self._flush()
+        for start in range(0, len(pieces), _PIECES):
+            batch = pieces[start : start + _PIECES]
+            written = self._write(batch)
+            for piece in batch:
+                if written < len(piece):
+                    self.append(piece[written:])
+                written = max(written - len(piece), 0)
+            self._flush()
+
     def readinto(self, buffer: memoryview, offset: int) -> int:
         if offset + len(buffer) > self._flushed:
             self._flush()
@@ -56,15 +73,20 @@ class _AppendFile:
         return os.pread(self._file.fileno(), length, offset)
 
     def _flush(self) -> None:
+        if not self._pending:
+            return
         view = memoryview(self._pending)
+        while len(view):
+            view = view[self._write([view]) :]
+        self._pending = bytearray()
+
+    def _write(self, pieces: list[memoryview]) -> int:
         try:
-            while len(view):
-                written = self._file.write(view)
-                self._flushed += written
-                view = view[written:]
+            written = os.writev(self._file.fileno(), pieces)
         except OSError as error:
             raise _failure(error, self._directory) from None
-        self._pending = bytearray()
+        self._flushed += written
+        return written
 
     def close(self) -> None:
         self._file.close()
@@ -128,27 +150,41 @@ class SpooledChunk:
 
 
 class ChunkSpool:
-    """The new chunks of an image in their stored form, each once, and the fs-verity digest of every chunk that came by."""
+    """The new chunks of an image in their stored form, each once, and the fs-verity digest of every chunk that came by.
+
+    About 100 bytes a chunk are in memory. One thread may take chunks while others read.
+    """
 
     def __init__(self, directory: Path | None = None) -> None:
         """`directory`: where the file is made; by default, where the system keeps temporary files."""
         self._file = _AppendFile(directory)
-        self.verity: dict[Digest, bytes] = {}
-        self.chunks: dict[Digest, SpooledChunk] = {}
+        # Every chunk that came by; a row of each column belongs to the digest of that number.
+        self.digests = DigestTable()
+        self._verity = bytearray()
+        self._offsets = array("Q")
+        self._stored = array("I")  # 0 where its stored form is not here
+        self._raw = array("I")
+        self._codecs = array("B")
 
-    def take(self, encoded: EncodedChunk) -> None:
-        """Keep a chunk, unless it is here already.
+    def take(self, chunks: Iterable[EncodedChunk]) -> None:
+        """Keep `chunks`, each unless it is here already.
 
         Raises:
-            FailedPreconditionError: there is no room for it.
+            FailedPreconditionError: there is no room for them.
         """
-        digest = encoded.digest
-        if digest in self.verity:
-            return
-        self.verity[digest] = encoded.verity
-        if encoded.stored is not None:
-            offset = self._file.append(encoded.stored)
-            self.chunks[digest] = SpooledChunk(offset, len(encoded.stored), encoded.raw_length, encoded.codec)
+        pieces = []
+        end = self._file.size
+        for chunk in chunks:
+            digest = chunk.digest
+            if digest in self.digests:
+                continue
+            stored = 0
+            if chunk.stored is not None:
+                pieces.append(chunk.stored)
+                stored = len(chunk.stored)
+            self._add(digest, chunk.verity, end, stored, chunk.raw_length, chunk.codec)
+            end += stored
+        self._file.append_all(pieces)
 
     def keep(self, digest: Digest, codec: Codec, raw_length: int, stored: bytes) -> None:
         """Keep the stored form of a chunk that came by without it.
@@ -156,13 +192,43 @@ class ChunkSpool:
         Raises:
             FailedPreconditionError: there is no room for it.
         """
-        self.chunks[digest] = SpooledChunk(self._file.append(stored), len(stored), raw_length, codec)
+        number = self._number(digest)
+        self._offsets[number] = self._file.size
+        self._raw[number], self._codecs[number] = raw_length, codec
+        self._file.append_all([memoryview(stored)])
+        self._stored[number] = len(stored)
 
-    def read(self, digest: Digest) -> bytes:
-        """The stored form of a chunk in `chunks`."""
-        place = self.chunks[digest]
+    def verity(self, digest: Digest) -> bytes:
+        """The fs-verity digest of a chunk that came by."""
+        number = self._number(digest)
+        return bytes(self._verity[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE])
+
+    def place(self, digest: Digest) -> SpooledChunk | None:
+        """Where the stored form of a chunk is; None if it is not here."""
+        number = self.digests.find(digest)
+        if number is None or not self._stored[number]:
+            return None
+        return SpooledChunk(self._offsets[number], self._stored[number], self._raw[number], Codec(self._codecs[number]))
+
+    def read(self, place: SpooledChunk) -> bytes:
+        """The stored form of the chunk that is at `place`."""
         return self._file.read(place.offset, place.stored_length)
 
     def close(self) -> None:
         """Give the space back."""
         self._file.close()
+
+    def _add(self, digest: Digest, verity: bytes, offset: int, stored: int, raw: int, codec: Codec) -> None:
+        # The name last: who finds it finds the rest.
+        self._verity += verity
+        self._offsets.append(offset)
+        self._stored.append(stored)
+        self._raw.append(raw)
+        self._codecs.append(codec)
+        self.digests.add(digest)
+
+    def _number(self, digest: Digest) -> int:
+        number = self.digests.find(digest)
+        if number is None:
+            raise ValueError(f"chunk {to_text(digest)} has not come by")
+        return number

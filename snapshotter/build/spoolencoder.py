@@ -53,42 +53,61 @@ class SpoolEncoder:
         self._number = 0  # of the slot that is being filled
         self._slot: Slot | None = None
         self._runs: list[list[CutChunk]] = []
+        # Numbers of the slots that are being encoded, and for each of their chunks where it is to be put.
         self._in_flight: deque[tuple[int, list[list[CutChunk]]]] = deque()
         self._pool: _Pool | None = None
 
-    def put(self, raw: bytes | memoryview, run: list[CutChunk]) -> None:
-        """Encode `raw`; its `CutChunk` is appended to `run` by the next `flush` at the latest.
+    def room(self, kept: int) -> memoryview:
+        """See `Window`.
 
         Raises:
             UnavailableError: a process that works for this has ended. And what `ChunkSpool.take` raises.
         """
-        if self._slot is None:
-            if len(self._in_flight) == self._count:
-                self._collect()
-            self._slot = self._slots.slot(self._number)
+        slot = self._slot
+        if slot is not None and slot.is_full:
+            # What is behind the chunks stays as it is while the slot is encoded, and until its turn comes again.
+            rest = slot.room()[:kept]
+            self._submit(slot)
+            slot = self._next()
+            slot.room()[:kept] = rest
+        return (slot or self._next()).room()
+
+    def add(self, length: int, run: list[CutChunk]) -> None:
+        """See `Encoder`."""
+        assert self._slot is not None  # noqa: S101  # for the type checker: who adds has asked for room
+        self._slot.add(length)
         self._runs.append(run)
-        if self._slot.add(raw):
-            if self._pool is None:
-                self._pool = _Pool(self._workers, self._memory, self._count, self._chunk_max, self._level, self._known)
-            self._submit(self._pool)
+
+    def put(self, raw: bytes, run: list[CutChunk]) -> None:
+        """Encode one chunk; the rest as `room` and `add` have it."""
+        self.room(0)[: len(raw)] = raw
+        self.add(len(raw), run)
 
     def flush(self) -> None:
-        """Wait until everything put has been taken. Raises what `put` raises."""
-        if self._slot is not None:
-            if self._pool is None:
+        """Wait until everything added has been taken. Raises what `room` raises."""
+        slot = self._slot
+        if slot is not None and not slot.is_empty:
+            if self._pool is not None or slot.is_full:
+                self._submit(slot)
+            else:
                 # Less than a batch is not worth a process.
-                self._slot.encode(BatchEncoder(self._level, self._known))
-                self._take(self._slot, self._runs)
+                slot.encode(BatchEncoder(self._level, self._known))
+                self._take(slot, self._runs)
                 self._slot, self._runs = None, []
-                return
-            self._submit(self._pool)
         while self._in_flight:
             self._collect()
 
-    def _submit(self, pool: _Pool) -> None:
-        assert self._slot is not None  # noqa: S101  # for the type checker; both callers have seen it
-        self._slot.release()
-        pool.submit(self._number)
+    def _next(self) -> Slot:
+        if len(self._in_flight) == self._count:
+            self._collect()
+        self._slot = self._slots.slot(self._number)
+        return self._slot
+
+    def _submit(self, slot: Slot) -> None:
+        if self._pool is None:
+            self._pool = _Pool(self._workers, self._memory, self._count, self._chunk_max, self._level, self._known)
+        slot.release()
+        self._pool.submit(self._number)
         self._in_flight.append((self._number, self._runs))
         self._number = (self._number + 1) % self._count
         self._slot, self._runs = None, []
@@ -100,9 +119,11 @@ class SpoolEncoder:
         self._take(self._slots.slot(number), runs)
 
     def _take(self, slot: Slot, runs: list[list[CutChunk]]) -> None:
-        for encoded, run in zip(slot.results(), runs, strict=True):
-            self._spool.take(encoded)
-            run.append(CutChunk(encoded.digest, encoded.raw_length))
+        encoded = list(slot.results())
+        self._spool.take(encoded)
+        for chunk, run in zip(encoded, runs, strict=True):
+            run.append(CutChunk(chunk.digest, chunk.raw_length))
+        del encoded
         slot.release()
 
     def __enter__(self) -> SpoolEncoder:

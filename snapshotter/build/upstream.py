@@ -45,7 +45,7 @@ def build_upstream(
     """
     below = read_rootfs(layout, base) if base is not None else None
     chunks = _UpstreamChunks(layout, compress=compress)
-    with ParallelEncoder(chunks.encode, chunks.take, (options or Options()).workers) as encoder:
+    with ParallelEncoder(chunks.encode, chunks.take, UPSTREAM_CUTTING.maximum, (options or Options()).workers) as encoder:
         root = layer_from_directory(tree, encoder, UPSTREAM_CUTTING, report, every_xattr=True)
     layers = below.stored() if below is not None else []
     verity = {pair.digest: pair.verity for pair in below.verities()} if below is not None else {}

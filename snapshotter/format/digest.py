@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NewType
 
 from snapshotter.errors import InvalidError
@@ -18,7 +18,7 @@ Digest = NewType("Digest", bytes)
 """The 32 bytes of a sha256."""
 
 
-class Digests(Sequence[bytes]):
+class Digests(Sequence[Digest]):
     """Digests one after another in one buffer, as a sequence that `bisect` can search."""
 
     __slots__ = ("_data",)
@@ -30,8 +30,12 @@ class Digests(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._data) // 32
 
-    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]  # slices are never taken
-        return bytes(self._data[row * 32 : row * 32 + 32])
+    def __getitem__(self, row: int) -> Digest:  # type: ignore[override]  # slices are never taken
+        # Without a call of Digest, which would take a third of the time of a search.
+        return bytes(self._data[row * 32 : row * 32 + 32])  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[Digest]:
+        return map(self.__getitem__, range(len(self)))
 
 
 _TEXT = re.compile(r"sha256:([0-9a-f]{64})\Z")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -63,12 +63,13 @@ class PackEntry:
 class PackIndex:
     """Where the chunks of one pack are; searched in place, about 50 bytes a chunk in memory."""
 
-    __slots__ = ("_columns", "_digests")
+    __slots__ = ("_columns", "digests")
 
     def __init__(self, columns: packindex.PackColumns) -> None:
         """From columns that are known to be consistent; `parse` is the way in for stored bytes."""
         self._columns = columns
-        self._digests = Digests(columns.digests)
+        self.digests: Sequence[Digest] = Digests(columns.digests)
+        """The chunks, ascending."""
 
     @classmethod
     def parse(cls, stored: bytes, index_offset: int) -> PackIndex:
@@ -83,8 +84,8 @@ class PackIndex:
 
     def find(self, digest: Digest) -> PackEntry | None:
         """Where the chunk named `digest` is, None if it is not in this pack."""
-        row = bisect_left(self._digests, digest)
-        if row < len(self._digests) and self._digests[row] == digest:
+        row = bisect_left(self.digests, digest)
+        if row < len(self.digests) and self.digests[row] == digest:
             return self._entry(row)
         return None
 
@@ -94,10 +95,10 @@ class PackIndex:
         return bool(self._columns.within)
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self.digests)
 
     def __iter__(self) -> Iterator[PackEntry]:
-        return map(self._entry, range(len(self._digests)))
+        return map(self._entry, range(len(self.digests)))
 
     def by_place(self) -> Iterator[tuple[tuple[int, int], list[PackEntry]]]:
         """Where something is, offset and stored length, ascending, and what: one chunk, or those of a group."""
@@ -109,7 +110,7 @@ class PackIndex:
     def _entry(self, row: int) -> PackEntry:
         columns = self._columns
         return PackEntry(
-            Digest(self._digests[row]),
+            self.digests[row],
             columns.raw_lengths[row],
             columns.offsets[row],
             columns.stored_lengths[row],

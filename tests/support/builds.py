@@ -64,10 +64,10 @@ class Builder:
         return found
 
     def raw(self, digest: Digest) -> bytes:
-        place = self.spool.chunks.get(digest)
+        place = self.spool.place(digest)
         if place is None:
             raise ChunkMissingError(digest.hex())
-        return decode_chunk(place.codec, self.spool.read(digest), place.raw_length)
+        return decode_chunk(place.codec, self.spool.read(place), place.raw_length)
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         """See `ChunkStore`."""
@@ -75,7 +75,7 @@ class Builder:
 
     def has(self, digest: Digest) -> bool:
         """See `ChunkStore`."""
-        return digest in self.spool.chunks
+        return self.spool.place(digest) is not None
 
     def close(self) -> None:
         self.spool.close()

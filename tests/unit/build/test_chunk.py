@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.build.chunk import UPSTREAM_CUTTING, CutChunk, Cutter, Cutting, assign
+from snapshotter.build.chunk import UPSTREAM_CUTTING, ByteReader, CutChunk, Cutter, Cutting, Memory, assign
 from snapshotter.errors import InvalidError
 from snapshotter.format.digest import sha256
 from tests.support.golden_data import noise, text
@@ -30,8 +30,13 @@ class Dripping:
         return self._data.readinto(buffer[: self._step])
 
 
+def cut(reader: ByteReader, cutting: Cutting) -> list[bytes]:
+    memory = Memory(cutting.maximum)
+    return [bytes(memory.take(length)) for length in Cutter(cutting).cut(reader, memory)]
+
+
 def lengths(data: bytes, cutting: Cutting) -> list[int]:
-    chunks = list(map(bytes, Cutter(cutting).cut(io.BytesIO(data))))
+    chunks = cut(io.BytesIO(data), cutting)
     assert b"".join(chunks) == data
     return [len(chunk) for chunk in chunks]
 
@@ -59,15 +64,16 @@ def test_nothing_is_no_chunk() -> None:
 def test_cuts_do_not_depend_on_reads_and_windows(algorithm: str, step: int) -> None:
     data = noise("window", 9_500_000)
     cutting = Cutting(algorithm=algorithm)  # type: ignore[arg-type]
-    whole = [len(chunk) for chunk in Cutter(cutting).cut(io.BytesIO(data))]
-    assert [len(chunk) for chunk in Cutter(cutting).cut(Dripping(data, step))] == whole
+    assert cut(Dripping(data, step), cutting) == cut(io.BytesIO(data), cutting)
 
 
 def test_a_cutter_cuts_one_stream_after_another() -> None:
-    cutter = Cutter(Cutting())
-    first = list(cutter.cut(io.BytesIO(noise("a", 500_000))))
-    list(cutter.cut(io.BytesIO(noise("b", 700_000))))
-    assert list(cutter.cut(io.BytesIO(noise("a", 500_000)))) == first
+    """Also when they lie one after another in the same memory, and go on at its beginning when there is no room."""
+    cutter, memory = Cutter(Cutting()), Memory(Cutting().maximum)
+    streams = [noise(str(number % 3), 500_000 + 100_000 * (number % 3)) for number in range(20)]
+    found = [[bytes(memory.take(length)) for length in cutter.cut(io.BytesIO(data), memory)] for data in streams]
+    assert [b"".join(chunks) for chunks in found] == streams
+    assert found == [cut(io.BytesIO(data), Cutting()) for data in streams]
 
 
 def test_one_stream_is_cut_as_upstream_cuts_it() -> None:
@@ -76,7 +82,7 @@ def test_one_stream_is_cut_as_upstream_cuts_it() -> None:
     sizes = [0, 1, 4095, 4096, 16384, 65536, 262144, 262145, 1_000_003, 2_500_000]
     files = sorted((f"/{i:02d}-{sizes[i % 10]}", makers[i % 3](f"stream {i}", sizes[i % 10])) for i in range(60))
     stream = io.BytesIO(b"".join(data for _, data in files))
-    chunks = [CutChunk(sha256(raw), len(raw)) for raw in Cutter(UPSTREAM_CUTTING).cut(stream)]
+    chunks = [CutChunk(sha256(raw), len(raw)) for raw in cut(stream, UPSTREAM_CUTTING)]
     parts = assign([len(data) for _, data in files], chunks)
     found = [
         [name, len(data), [[part.digest.hex(), part.offset, part.length] for part in of_file]]
@@ -89,15 +95,15 @@ def test_one_stream_is_cut_as_upstream_cuts_it() -> None:
 def test_assign_covers_every_file_in_order(sizes: list[int], data: st.DataObject) -> None:
     stream = bytes(index % 251 for index in range(sum(sizes)))
     chunks: dict[bytes, bytes] = {}
-    cut = []
+    pieces = []
     start = 0
     while start < len(stream):
         length = data.draw(st.integers(1, len(stream) - start))
         raw = start.to_bytes(4, "big") + stream[start : start + length]
         chunks[sha256(raw)] = stream[start : start + length]
-        cut.append(CutChunk(sha256(raw), length))
+        pieces.append(CutChunk(sha256(raw), length))
         start += length
-    files = assign(sizes, cut)
+    files = assign(sizes, pieces)
     assert [sum(part.length for part in parts) for parts in files] == sizes
     joined = b"".join(chunks[part.digest][part.offset : part.offset + part.length] for parts in files for part in parts)
     assert joined == stream

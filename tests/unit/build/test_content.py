@@ -172,7 +172,9 @@ def test_equal_data_is_one_chunk() -> None:
     with Builder() as builder:
         tree = builder.tar(layer.tar())
         chunks = builder.layer(tree).chunks
-        assert len(chunks) == len(set(chunks)) == len(builder.spool.chunks)
+        assert (
+            len(chunks) == len(set(chunks)) == sum(builder.spool.place(digest) is not None for digest in builder.spool.digests)
+        )
 
 
 def test_no_temporary_file_has_a_name(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.build.pack import PackStream, StoredChunk, plan_pack, plan_packs
+from snapshotter.build.pack import PackPlan, PackStream, StoredChunk, plan_pack, plan_packs
 from snapshotter.format.compression import Codec, decode_chunk, encode_chunk
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackIndex, parse_footer
@@ -22,50 +22,57 @@ def ds(*numbers: int) -> list[Digest]:
     return [d(number) for number in numbers]
 
 
+def plan_of(
+    layers: list[list[Digest]], new: dict[Digest, int], reused: dict[Digest, tuple[int, int]], **limits: int
+) -> PackPlan:
+    plan = plan_packs(layers, lambda digest: (None, new[digest]) if digest in new else reused[digest], **limits)
+    return PackPlan(plan.kept, list(map(list, plan.new)))
+
+
 def test_one_pack_a_layer_in_walk_order_each_chunk_once() -> None:
     new = dict.fromkeys(ds(1, 2, 3, 4), 10)
-    plan = plan_packs([ds(2, 1), ds(1, 3), ds(2), ds(4)], new, {})
+    plan = plan_of([ds(2, 1), ds(1, 3), ds(2), ds(4)], new, {})
     assert (plan.kept, plan.new) == ([], [ds(2, 1), ds(3), ds(4)])
 
 
 def test_a_large_layer_is_split() -> None:
     new = dict.fromkeys(ds(1, 2, 3, 4, 5), 10)
-    assert plan_packs([ds(1, 2, 3, 4, 5)], new, {}, pack_bytes=25).new == [ds(1, 2), ds(3, 4), ds(5)]
-    assert plan_packs([ds(1)], {d(1): 100}, {}, pack_bytes=25).new == [ds(1)]
+    assert plan_of([ds(1, 2, 3, 4, 5)], new, {}, pack_bytes=25).new == [ds(1, 2), ds(3, 4), ds(5)]
+    assert plan_of([ds(1)], {d(1): 100}, {}, pack_bytes=25).new == [ds(1)]
 
 
 def test_needed_packs_are_kept_and_others_not_named() -> None:
-    plan = plan_packs([ds(1, 2, 3)], {d(3): 10}, {d(1): (4, 10), d(2): (1, 10), d(9): (2, 10)})
+    plan = plan_of([ds(1, 2, 3)], {d(3): 10}, {d(1): (4, 10), d(2): (1, 10), d(9): (2, 10)})
     assert (plan.kept, plan.new) == ([1, 4], [ds(3)])
 
 
 def test_nothing_new_is_no_new_pack() -> None:
-    assert plan_packs([ds(1)], {}, {d(1): (0, 5)}).new == []
-    assert plan_packs([[]], {}, {}).new == []
+    assert plan_of([ds(1)], {}, {d(1): (0, 5)}).new == []
+    assert plan_of([[]], {}, {}).new == []
 
 
 def test_too_many_new_packs_are_put_together_smallest_neighbours_first() -> None:
     sizes = {1: 100, 2: 1, 3: 1, 4: 90, 5: 2}
-    plan = plan_packs([ds(n) for n in sizes], {d(n): size for n, size in sizes.items()}, {}, most=3)
+    plan = plan_of([ds(n) for n in sizes], {d(n): size for n, size in sizes.items()}, {}, most=3)
     assert plan.new == [ds(1), ds(2, 3, 4), ds(5)]
 
 
 def test_the_emptiest_old_packs_are_written_anew() -> None:
     reused = {d(n): (n, 10 * n) for n in range(1, 6)}
-    plan = plan_packs([ds(5, 4, 3, 2, 1), ds(6)], {d(6): 10}, reused, most=4)
+    plan = plan_of([ds(5, 4, 3, 2, 1), ds(6)], {d(6): 10}, reused, most=4)
     assert plan.kept == [3, 4, 5]
     assert plan.new == [ds(2, 1, 6)]
 
 
 def test_too_many_old_packs_and_nothing_new() -> None:
     reused = {d(n): (n, 10) for n in range(20)}
-    plan = plan_packs([ds(*range(20))], {}, reused)
+    plan = plan_of([ds(*range(20))], {}, reused)
     assert len(plan.kept) == 15
     assert plan.new == [ds(0, 1, 2, 3, 4)]
 
 
 def test_as_many_old_packs_as_allowed_stay_if_nothing_is_new() -> None:
-    plan = plan_packs([ds(*range(16))], {}, {d(n): (n, 10) for n in range(16)})
+    plan = plan_of([ds(*range(16))], {}, {d(n): (n, 10) for n in range(16)})
     assert (list(plan.kept), plan.new) == (list(range(16)), [])
 
 
@@ -80,7 +87,7 @@ def test_every_chunk_is_in_exactly_one_place_and_packs_are_few(
 ) -> None:
     reused = {d(n): (home, 1 + n % 7) for n, home in homes.items()}
     new = {d(n): 1 + n % 7 for layer in layers for n in layer if n not in homes}
-    plan = plan_packs([ds(*layer) for layer in layers], new, reused, most=most, pack_bytes=pack_bytes)
+    plan = plan_of([ds(*layer) for layer in layers], new, reused, most=most, pack_bytes=pack_bytes)
     assert len(plan.kept) + len(plan.new) <= most
     written = [digest for pack in plan.new for digest in pack]
     assert len(written) == len(set(written))
@@ -99,8 +106,8 @@ def test_what_is_written_can_be_read_by_ranges() -> None:
         codec, data = encode_chunk(chunks[digest], 3)
         return StoredChunk(codec, len(chunks[digest]), data)
 
-    pack, end = plan_pack(list(chunks), stored)
-    stream = PackStream(list(chunks), pack, end, stored)
+    pack = plan_pack(list(chunks), stored)
+    stream = PackStream(list(chunks), pack, stored)
     blob = stream.read()
     for start in (0, 5, len(HEADER), 10_000, pack.place.index_offset, pack.size - 1, pack.size, pack.size + 9):
         assert stream.seek(start) == stream.tell() == start
@@ -125,8 +132,8 @@ def test_what_is_written_can_be_read_by_ranges() -> None:
 def test_a_pack_does_not_look_like_a_compressed_layer() -> None:
     """Its diff ID is its digest; containerd's DetectCompression would decompress what begins like gzip or zstd."""
     raw = b"compressible " * 1000
-    pack, end = plan_pack([sha256(raw)], lambda digest: StoredChunk(*_stored(raw)))
-    packed = PackStream([sha256(raw)], pack, end, lambda digest: StoredChunk(*_stored(raw)))
+    pack = plan_pack([sha256(raw)], lambda digest: StoredChunk(*_stored(raw)))
+    packed = PackStream([sha256(raw)], pack, lambda digest: StoredChunk(*_stored(raw)))
     assert not packed.read().startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"))
 
 

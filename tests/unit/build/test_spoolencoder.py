@@ -54,12 +54,13 @@ def test_every_chunk_is_kept_once_in_the_order_of_coming(spool: ChunkSpool, coun
     raws = chunks(count, size)
     assert encode(spool, raws, workers=workers) == [CutChunk(sha256(raw), len(raw)) for raw in raws]
     distinct = {sha256(raw): raw for raw in raws}
-    assert list(spool.chunks) == list(distinct)
+    assert list(spool.digests) == list(distinct)
     end = 0
     for digest, raw in distinct.items():
-        place = spool.chunks[digest]
-        assert spool.verity[digest] == verity_digest(raw)
-        assert (place.codec, spool.read(digest)) == encode_chunk(raw, LEVEL)
+        place = spool.place(digest)
+        assert place is not None
+        assert spool.verity(digest) == verity_digest(raw)
+        assert (place.codec, spool.read(place)) == encode_chunk(raw, LEVEL)
         assert (place.offset, place.raw_length) == (end, len(raw))
         end += place.stored_length
 
@@ -69,8 +70,9 @@ def test_of_known_chunks_only_the_fs_verity_digest_is_kept(spool: ChunkSpool, co
     raws = [noise(60_000, number) for number in range(count)]
     known = tuple(map(sha256, raws[::2]))
     encode(spool, raws, known)
-    assert list(spool.chunks) == list(map(sha256, raws[1::2]))
-    assert list(spool.verity) == list(map(sha256, raws))
+    assert list(spool.digests) == list(map(sha256, raws))
+    assert [spool.place(digest) is not None for digest in spool.digests] == [bool(number % 2) for number in range(count)]
+    assert [spool.verity(digest) for digest in spool.digests] == list(map(verity_digest, raws))
 
 
 def test_it_can_be_flushed_again_and_again(spool: ChunkSpool) -> None:
@@ -95,7 +97,7 @@ def test_a_process_that_ends_is_an_error_and_no_hang(spool: ChunkSpool) -> None:
                 encoder.put(raw, [])
             encoder.flush()
 
-        put(40)
+        put(120)
         for process in set(_children()) - children:
             os.kill(process, signal.SIGKILL)
         with pytest.raises(UnavailableError, match="has ended"):

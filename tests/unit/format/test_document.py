@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 import zstandard
 
-from snapshotter.build.chunk import Cutter, Cutting
+from snapshotter.build.chunk import Cutter, Cutting, Memory
 from snapshotter.build.layout import build_layout
 from snapshotter.build.push import push
 from snapshotter.registry.layout import LayoutStore
@@ -233,7 +233,7 @@ def cut(data: bytes) -> int:
 
 def test_a_stream_is_cut() -> None:
     """As ours cuts it: data of several kinds, and tails of every parity."""
-    cutter = Cutter(Cutting())
+    cutter, memory = Cutter(Cutting()), Memory(Cutting().maximum)
     for seed, size in ((1, 400_001), (2, 70_000), (3, 16_385), (4, 16_384), (5, 65_537)):
         data = random.Random(seed).randbytes(size)
         for stream in (data, data[: size // 2] + bytes(100_000) + b"\0" + data):
@@ -242,4 +242,4 @@ def test_a_stream_is_cut() -> None:
             while at < len(stream):
                 expected.append(cut(stream[at : at + 262144 + 1]))
                 at += expected[-1]
-            assert [len(chunk) for chunk in cutter.cut(io.BytesIO(stream))] == expected
+            assert [len(memory.take(length)) for length in cutter.cut(io.BytesIO(stream), memory)] == expected
