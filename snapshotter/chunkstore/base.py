@@ -107,6 +107,10 @@ class Foreseeing(Protocol):
         does not come is fetched when it is read."""
         ...
 
+    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        """As `ChunkStore.get`, for whoever decides what to expect: nobody has read these chunks."""
+        ...
+
 
 class Near(Protocol):
     """What is nearer than any source and may have some chunks: other nodes' caches."""

@@ -127,11 +127,12 @@ class Node:
         )
         fetched_once = Observed(single, self.reads, "fetch", layer)
         cached = CachedStore(self.cache, fetched_once, verity_of)
-        noted = Observed(RecentStore(self._recent, cached), self.reads, "read", layer)
+        unnoted = RecentStore(self._recent, cached)
+        noted = Observed(unnoted, self.reads, "read", layer)
         if not stores:
             return noted
         stop = self._complete(packs, sources, layer, verity_of) if complete and verity_of is not None else lambda: None
-        return Foreseen(noted, lambda: stores[self._health.best(fetched)], stop)
+        return Foreseen(noted, unnoted, lambda: stores[self._health.best(fetched)], stop)
 
     def _link(self, source: BlobReader) -> Link:
         """What is known of the way to `source`, which many layers may be read from."""

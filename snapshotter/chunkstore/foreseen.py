@@ -14,8 +14,9 @@ from snapshotter.chunkstore.packs import PackStore
 from snapshotter.errors import PuzzlefsError
 from snapshotter.format.digest import Digest
 
-RANGE = 1 << 20
-"""Stored bytes of one request: 40 ms at 200 Mbit/s, for which whoever wants its first chunk may have to wait."""
+RANGE = 4 << 20
+"""Stored bytes of one request. Its chunks are there as each of them comes, so a long one keeps nobody waiting but for what is
+expected after it."""
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,17 @@ log = logging.getLogger(__name__)
 class Foreseen:
     """Has what is expected brought into the cache of the node, by the store that `choose` gives, and answers from `inner`."""
 
-    def __init__(self, inner: ChunkStore, choose: Callable[[], PackStore], on_close: Callable[[], None] = lambda: None) -> None:
-        """`on_close` is called when nobody reads through this any more, so that nothing is to be brought for it either."""
+    def __init__(
+        self,
+        inner: ChunkStore,
+        unnoted: ChunkStore,
+        choose: Callable[[], PackStore],
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`unnoted`: the members behind the one of `inner` that notes what is read. `on_close` is called when nobody reads
+        through this any more, so that nothing is to be brought for it either."""
         self._inner = inner
+        self._unnoted = unnoted
         self._on_close = on_close
         self._choose = choose
         self._near: AtHand | None = inner if isinstance(inner, AtHand) else None
@@ -40,6 +49,10 @@ class Foreseen:
             self._choose().begin([ref.digest for ref in wanted if not ref.compressed], RANGE)
         except PuzzlefsError as error:
             log.debug("not all that was expected can be brought: %s", error)
+
+    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        """See `Foreseeing`."""
+        return self._unnoted.get(wanted)
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         """See `AtHand`."""

@@ -7,6 +7,7 @@ hostile, so every value is checked as it becomes a model value, and a broken rul
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -273,6 +274,20 @@ class RootfsMessage:
             if entries_left < 0:
                 raise CorruptError("rootfs metadata: its directories have more entries than inodes could account for")
             yield ScannedInode(ino, kind, has_xattrs, opaque, size, links)
+            at += step
+
+    def first_entries(self, layer: int) -> Iterator[tuple[int, int]]:
+        """The number of the first entry of each directory of `layer` that has one, and the directory's own; not of those that
+        break a rule."""
+        inodes = self._layers[layer]
+        step = inodes.data_words + inodes.pointers
+        at = inodes.word + inodes.data_words
+        for ino, which, _, _, _, _, _, mode, _ in self._reader.rows(inodes, _INODE):
+            with contextlib.suppress(CorruptError):
+                if _kind(which) is Kind.DIR:
+                    _, stored = self._directory(inodes.segment, at, mode)
+                    if stored.length:
+                        yield self._reader.row(stored, 0, _INO)[0], ino
             at += step
 
     def verity_at(self, row: int) -> ChunkVerity:

@@ -192,6 +192,11 @@ class Rootfs:
                     seen[ino] = self._message.kind_at(layer, row) is not Kind.WHT
         yield from sorted(ino for ino, exists in seen.items() if exists)
 
+    def first_entries(self) -> Iterator[tuple[int, int]]:
+        """The number of the first entry of each directory that has one, and the directory's own; nothing where several layers
+        may each have some of a directory. Breaks no rule, whatever the metadata say."""
+        return self._message.first_entries(0) if self._message.layers == 1 else iter(())
+
     def inodes(self) -> Iterator[Inode]:
         """All inodes that exist, by number."""
         return map(self.inode, self.numbers())

@@ -3,9 +3,11 @@
 Rules that cost few bytes in vain and save half of a start's requests (docs/decisions/read-ahead.md):
 
 * Whoever reads a small file reads all of it.
-* Whoever reads a small file is going to read the others of its directory, if they are few bytes (`neighbours`).
+* Whoever reads a small file is going to read the others of its directory, if they are few bytes (`neighbours`); but of Python's
+  modules those that it imports (`modules`).
 * Whoever reads the head of an ELF file is about to map it: the dynamic loader reads what lies before the code (symbols,
   strings, relocations) and writes to what lies behind it (relocated data), of the file and of its libraries (`loading`).
+* Whoever misses something in a part of a program misses more around it, the sooner the more often (`around`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.format.digest import Digest
-from snapshotter.mount.elf import Program
+from snapshotter.mount.elf import Program, Segment
+from snapshotter.mount.places import Places
 from snapshotter.mount.tree import Piece, Tree
 
 SMALL_FILE = 512 << 10
@@ -30,6 +33,13 @@ longer one is worth a request of its own, when somebody reads it."""
 NEIGHBOURS_BYTES = 1 << 20
 """Bytes of a directory's files that are no longer than that, up to which all of them are fetched when one is."""
 
+AROUND_FIRST = 64 << 10
+AROUND_MAX = 512 << 10
+"""Bytes that are fetched behind the first miss in a segment, and behind any."""
+
+_DOUBLED_MAX = 16
+_ALONE = (b".pyc", b".so")
+
 
 def whole_file(tree: Tree, ino: int, longest: int = SMALL_FILE) -> list[Piece]:
     """The pieces of file `ino` if it has `longest` bytes at most, else none.
@@ -41,14 +51,14 @@ def whole_file(tree: Tree, ino: int, longest: int = SMALL_FILE) -> list[Piece]:
     return pieces if sum(piece.length for piece in pieces) <= longest else []
 
 
-def of_small_file(tree: Tree, ino: int, has: Callable[[Digest], bool]) -> list[ChunkRef]:
+def of_small_file(tree: Tree, places: Places, ino: int, has: Callable[[Digest], bool]) -> list[ChunkRef]:
     """What to fetch when some of file `ino` is, if it is small: all of it, then its `neighbours`.
 
     Raises:
         CorruptError, NotFoundError: a file breaks a rule of the format.
     """
     whole = chunks(whole_file(tree, ino))
-    return [*whole, *neighbours(tree, ino, has)] if whole else []
+    return [*whole, *neighbours(tree, places, ino, has)] if whole else []
 
 
 def mapped(program: Program) -> list[tuple[int, int]]:
@@ -65,13 +75,30 @@ def mapped(program: Program) -> list[tuple[int, int]]:
     return wanted
 
 
+def part(program: Program, offset: int, length: int) -> int | None:
+    """Which of the segments of `program` the bytes from `offset` on are in; None where they are in none."""
+    for number, segment in enumerate(program.segments):
+        if segment.offset < offset + length and offset < segment.offset + segment.length:
+            return number
+    return None
+
+
+def around(segment: Segment, offset: int, length: int, misses: int) -> tuple[int, int]:
+    """Offset and length of what to fetch of `segment` where `length` bytes at `offset` are missed, as others were `misses`
+    times before: some of what lies before them, twice as much of what lies behind, and twice as much of both each time."""
+    behind = min(AROUND_FIRST << min(misses, _DOUBLED_MAX), AROUND_MAX)
+    start = max(segment.offset, offset - behind // 2)
+    end = min(segment.offset + segment.length, offset + length + behind)
+    return start, max(0, end - start)
+
+
 def code(program: Program, longest: int) -> list[tuple[int, int]]:
     """Offset and length of the code of `program`, if it has `longest` bytes at most."""
     parts = [(segment.offset, segment.length) for segment in program.segments if segment.executable]
     return parts if sum(length for _, length in parts) <= longest else []
 
 
-def neighbours(tree: Tree, ino: int, has: Callable[[Digest], bool]) -> list[ChunkRef]:
+def neighbours(tree: Tree, places: Places, ino: int, has: Callable[[Digest], bool]) -> list[ChunkRef]:
     """The chunks of the other files of the directory of file `ino`, which has to be fetched, that may come with it; none if
     what is not on this machine of them (`has`) is more than `NEIGHBOURS_BYTES`.
 
@@ -80,7 +107,9 @@ def neighbours(tree: Tree, ino: int, has: Callable[[Digest], bool]) -> list[Chun
     """
     found: list[ChunkRef] = []
     left = 0
-    for file in tree.files_beside(ino):
+    for name, file in ((entry.name, entry.ino) for entry in places.beside(ino)):
+        if file == ino and name.endswith(_ALONE):
+            return []
         missing = [piece for piece in whole_file(tree, file, NEIGHBOUR) if file != ino and not has(piece.chunk.digest)]
         left += sum(piece.length for piece in missing)
         if left > NEIGHBOURS_BYTES:

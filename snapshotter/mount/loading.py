@@ -1,8 +1,9 @@
 """Has a program brought before it is loaded: once its head is read, what the dynamic loader is going to touch of it and of all
-the libraries that it needs, and its code.
+the libraries that it needs, and its code; and of a Python module all that it imports.
 
-The dynamic loader asks for one file after the other, and for one page after the other of each; what it is going to ask for
-stands in the files (`elf`). So all is fetched together, level by level, while the kernel is still busy with the first.
+The dynamic loader asks for one file after the other, and for one page after the other of each, and so does Python; what they
+are going to ask for stands in the files (`elf`, `modules`). So all is fetched together, level by level, while whoever reads is
+still busy with the first.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
-from snapshotter.chunkstore.base import ChunkRef, ChunkStore, Foreseeing
+from snapshotter.chunkstore.base import ChunkRef, Foreseeing
+from snapshotter.format.digest import Digest
 from snapshotter.mount import companions, elf
 from snapshotter.mount.elf import Program
-from snapshotter.mount.pieces import read_pieces
+from snapshotter.mount.modules import Module, Modules
+from snapshotter.mount.pieces import read_if_there
+from snapshotter.mount.places import Places
 from snapshotter.mount.tree import Tree
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 PROGRAM_CODE = 4 << 20
 """Bytes of code up to which all of it is fetched, of a file that somebody opened. Python 3.11 runs 36 of its 36 chunks of code
@@ -27,10 +35,17 @@ LIBRARY_CODE = 2 << 20
 LEVELS = 4
 """How far libraries that need libraries are followed."""
 
+FRONT = 128 << 10
+TAIL = 64 << 10
+"""Bytes from the beginning and before the end of a library that are fetched before anything of it has been read."""
+
 FILES_MAX = 64
 """Files of one program that are looked at."""
 
-REMEMBERED = 1024
+IMPORT_LEVELS = 32
+"""How far modules that import modules are followed. `import numpy` is 6 levels deep."""
+
+REMEMBERED = 4096
 """Files of a mount that are not looked at again."""
 
 _ROOTS = (b"lib", b"lib64", b"usr/lib", b"usr/lib64", b"usr/local/lib")
@@ -39,40 +54,103 @@ Debian's. ``ld.so.cache`` would say more, but would have to be fetched first."""
 
 
 class Loading:
-    """Follows the programs of one tree; its methods may be called from several threads."""
+    """Follows the programs and the Python modules of one tree; its methods may be called from several threads."""
 
-    def __init__(self, tree: Tree, store: ChunkStore) -> None:
+    def __init__(self, tree: Tree, store: Foreseeing, has: Callable[[Digest], bool]) -> None:
+        """`has`: whether a chunk is on this machine."""
         self._tree = tree
         self._store = store
-        self._foreseeing: Foreseeing | None = store if isinstance(store, Foreseeing) else None
+        self._has = has
+        self._places = Places(tree)
+        self._modules = Modules(tree, self._places)
         self._lock = threading.Lock()
-        self._seen: dict[int, None] = {}
+        self._seen: dict[int, Program | None] = {}
+        """What has been looked at, and which of it are programs."""
+        self._missed: dict[tuple[int, int], int] = {}
+        """How often something was missed, by program and segment."""
         self._directories: list[bytes] | None = None
 
+    def missed(self, ino: int, offset: int, length: int) -> None:
+        """These bytes of file `ino` are read and not on this machine: have them brought, and what will be read with them.
+
+        Raises:
+            CorruptError, NotFoundError: the metadata break a rule of the format.
+        """
+        own = companions.chunks(self._tree.plan(ino, offset, length))
+        more = companions.of_small_file(self._tree, self._places, ino, self._has) or self._around(ino, offset, length)
+        if not set(more) <= set(own):
+            self._store.expect(list(dict.fromkeys([*own, *more])))
+
     def begin(self, ino: int) -> None:
-        """File `ino` has been read from its beginning and may be a program: have the rest brought. Waits for some of it.
+        """File `ino` has been read from its beginning and may be a program, or a module: have the rest brought. Waits for some
+        of it.
 
         Raises:
             CorruptError, NotFoundError: a file or the metadata break a rule of the format.
             ChunkMissingError, SourceUnavailableError: it cannot be had.
         """
-        if self._foreseeing is None:
+        if not self._new([ino]):
             return
+        started = self._load([ino])
+        module = self._modules.at(ino)
+        self._import(started if module is None else [module])
+
+    def _load(self, programs: Sequence[int]) -> list[Module]:
+        """Have what loading `programs` takes brought, as far as they are programs, level by level; the modules that those read
+        first."""
         code: list[ChunkRef] = []
-        level = self._new([ino])
+        modules: list[Module] = []
+        level = list(programs)
         looked_at = 0
         for depth in range(LEVELS):
             heads = ((file, elf.parse(self._bytes(file, 0, elf.HEAD))) for file in level)
-            programs = {file: program for file, program in heads if program is not None}
-            if not programs:
+            found = {file: program for file, program in heads if program is not None}
+            if not found:
                 break
-            self._foreseeing.expect(self._chunks(programs, companions.mapped))
+            with self._lock:
+                self._seen.update(found)
+            loaders = self._new(self._interpreters(found))
+            mapped = self._chunks(found, companions.mapped)
+            self._store.expect([*mapped, *(ref for file in loaders for ref in self._beginning(file))])
             longest = LIBRARY_CODE if depth else PROGRAM_CODE
-            code += self._chunks(programs, partial(companions.code, longest=longest))
-            looked_at += len(programs)
-            level = self._new(self._needed(programs))[: max(0, FILES_MAX - looked_at)]
-            self._foreseeing.expect([ref for file in level for ref in self._beginning(file)])
-        self._foreseeing.expect(list(dict.fromkeys(code)))
+            code += self._chunks(found, partial(companions.code, longest=longest))
+            modules += (module for file in found for module in self._modules.startup(file))
+            looked_at += len(found)
+            needed = self._new(self._needed(found))[: max(0, FILES_MAX - looked_at)]
+            self._store.expect([ref for file in needed for ref in self._beginning(file)])
+            level = [*loaders, *needed]
+        modules = [module for module in modules if self._new([module.ino])]
+        code += (ref for module in modules for ref in self._beginning(module.ino))
+        self._store.expect(list(dict.fromkeys(code)))
+        return modules
+
+    def _import(self, modules: Sequence[Module]) -> None:
+        """Have what `modules` import brought, and what that imports, level by level."""
+        level = modules
+        for _ in range(IMPORT_LEVELS):
+            found: dict[Module, None] = {}
+            for module in level:
+                data = self._bytes(module.ino, 0, companions.SMALL_FILE)
+                found.update(dict.fromkeys(self._modules.imported_by(module, data)))
+            fresh = [module for module in found if self._new([module.ino])]
+            if not fresh:
+                return
+            self._store.expect([ref for module in fresh for ref in self._beginning(module.ino)])
+            extensions = [module.ino for module in fresh if module.extension]
+            self._load(extensions)
+            level = [module for module in fresh if not module.extension]
+
+    def _around(self, ino: int, offset: int, length: int) -> list[ChunkRef]:
+        """What is fetched with a part of a program."""
+        with self._lock:
+            program = self._seen.get(ino)
+            number = companions.part(program, offset, length) if program is not None else None
+            if program is None or number is None:
+                return []
+            misses = self._missed.pop((ino, number), 0)
+            self._missed[ino, number] = misses + 1
+            _forget_oldest(self._missed)
+        return companions.chunks(self._tree.plan(ino, *companions.around(program.segments[number], offset, length, misses)))
 
     def _new(self, files: Iterable[int]) -> list[int]:
         """Those of `files` that have not been looked at, which they are from now on."""
@@ -82,8 +160,7 @@ class Loading:
                 if file not in self._seen:
                     self._seen[file] = None
                     found.append(file)
-            while len(self._seen) > REMEMBERED:
-                del self._seen[next(iter(self._seen))]
+            _forget_oldest(self._seen)
         return found
 
     def _chunks(self, programs: Mapping[int, Program], parts: Callable[[Program], Sequence[tuple[int, int]]]) -> list[ChunkRef]:
@@ -96,23 +173,33 @@ class Loading:
         return companions.chunks(pieces)
 
     def _beginning(self, file: int) -> list[ChunkRef]:
-        """All of a small file, of another one its headers."""
-        return companions.chunks(companions.whole_file(self._tree, file) or self._tree.plan(file, 0, elf.HEAD))
+        """All of a small file; of another one what the dynamic loader reads of nearly every library, and what tells which
+        others it needs: its symbols in front, and at its end, as linkers put it, what is relocated."""
+        whole = companions.whole_file(self._tree, file)
+        if whole:
+            return companions.chunks(whole)
+        size = self._tree.attributes(file).size
+        return companions.chunks([*self._tree.plan(file, 0, FRONT), *self._tree.plan(file, size - TAIL, TAIL)])
 
     def _bytes(self, file: int, offset: int, length: int) -> bytes:
-        return b"".join(read_pieces(self._tree.plan(file, offset, length), self._store))
+        return b"".join(read_if_there(self._tree.plan(file, offset, length), self._store.look) or ())
+
+    def _interpreters(self, programs: Mapping[int, Program]) -> Iterator[int]:
+        """The dynamic loaders that the kernel starts in place of `programs`, as far as they are files of this tree."""
+        for file, program in programs.items():
+            path = elf.interpreter(program, partial(self._bytes, file))
+            found = None if path is None else self._tree.resolve(path)
+            if found is not None and self._tree.is_file(found):
+                yield found
 
     def _needed(self, programs: Mapping[int, Program]) -> Iterator[int]:
-        """The libraries of `programs`, and their dynamic loader, as far as they are files of this tree."""
+        """The libraries of `programs`, as far as they are files of this tree."""
         for file, program in programs.items():
-            read = partial(self._bytes, file)
-            loader = elf.interpreter(program, read)
-            paths = [loader] if loader is not None else []
-            paths += [b"%s/%s" % (directory, name) for name in elf.needed(program, read) for directory in self._libraries()]
-            for path in paths:
-                found = self._tree.resolve(path)
-                if found is not None and self._tree.is_file(found):
-                    yield found
+            for name in elf.needed(program, partial(self._bytes, file)):
+                for directory in self._libraries():
+                    found = self._tree.resolve(b"%s/%s" % (directory, name))
+                    if found is not None and self._tree.is_file(found):
+                        yield found
 
     def _libraries(self) -> Sequence[bytes]:
         """The directories in which libraries are."""
@@ -128,3 +215,8 @@ class Loading:
                         found.setdefault(entry.ino, b"%s/%s" % (root, entry.name))
             self._directories = list(found.values())
         return self._directories
+
+
+def _forget_oldest(known: dict[_Key, _Value]) -> None:
+    while len(known) > REMEMBERED:
+        del known[next(iter(known))]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from snapshotter.chunkstore.base import AtHand, ChunkStore, Foreseeing
 from snapshotter.errors import CorruptError, NotFoundError, UnsupportedError
 from snapshotter.format.model import ROOT_INO
-from snapshotter.mount import companions, wire
+from snapshotter.mount import wire
 from snapshotter.mount.errnos import errno_of
 from snapshotter.mount.loading import Loading
 from snapshotter.mount.pieces import BATCH_CHUNKS, Ask, read_if_there, read_pieces
@@ -110,8 +110,7 @@ class Session:
         """Why the kernel was refused at INIT, if it was."""
         self._store = store
         self._near: AtHand | None = store if isinstance(store, AtHand) else None
-        self._foreseeing: Foreseeing | None = store if isinstance(store, Foreseeing) else None
-        self._loading = Loading(tree, store)
+        self._loading = Loading(tree, store, store.has) if isinstance(store, Foreseeing) else None
         self._on_failure = on_failure
         self._scan = _Scan()
 
@@ -202,19 +201,16 @@ class Session:
 
     def read_far(self, job: ReadJob) -> Buffers:
         """As `read`, for what is not on this machine: what is going to be read with it is brought too (`companions`)."""
-        if self._foreseeing is not None:
+        if self._loading is not None:
             try:
-                own = companions.chunks(self.tree.plan(job.ino, job.offset, job.size))
-                more = companions.of_small_file(self.tree, job.ino, self._store.has)
-                if not set(more) <= set(own):
-                    self._foreseeing.expect(list(dict.fromkeys([*own, *more])))
+                self._loading.missed(job.ino, job.offset, job.size)
             except Exception:
                 _log.debug("what is read with inode %d could not be fetched", job.ino, exc_info=True)
         return self.read(job)
 
     def follow(self, job: ReadJob) -> None:
         """After `read_far`: fetch what is going to be read next (see `loading`). Never raises: it was nobody's wish."""
-        if job.offset:
+        if job.offset or self._loading is None:
             return
         try:
             self._loading.begin(job.ino)

@@ -15,7 +15,6 @@ filesystems/overlayfs.rst, "whiteouts and opaque directories"); otherwise names 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import stat
@@ -46,10 +45,6 @@ _ENDS_WEIGHT = 16
 
 _DEPTH_MAX = 4096
 """Directories above one another beyond which a path is taken for a cycle: no path in Linux is longer."""
-
-_NEAR = 1024
-_NEAR_DIRECTORIES = 8
-"""Inode numbers before a file's, and directories among them, that are looked at for its own directory."""
 
 _LINKS_MAX = 40
 """Symlinks on the way to a file beyond which it is not looked for: as many as Linux follows (MAXSYMLINKS)."""
@@ -266,23 +261,16 @@ class Tree:
         except (NotFoundError, CorruptError):
             return False
 
-    def files_beside(self, ino: int) -> list[int]:
-        """The regular files in the directory of inode `ino`, if that is found among the numbers before it; else none.
+    def is_directory(self, ino: int) -> bool:
+        """Whether inode `ino` is a directory. Never raises."""
+        try:
+            return self._rootfs.kind(ino) is Kind.DIR
+        except (NotFoundError, CorruptError):
+            return False
 
-        A walk numbers a directory before what is in it, so nearly always it is the nearest one. Never raises.
-        """
-        looked_at = 0
-        for number in range(ino - 1, max(0, ino - 1 - _NEAR), -1):
-            if not self._is_directory(number):
-                continue
-            with contextlib.suppress(CorruptError, NotFoundError):
-                found = [entry.ino for entry in self.entries(number)]
-                if ino in found:
-                    return [other for other in found if self.is_file(other)]
-            looked_at += 1
-            if looked_at == _NEAR_DIRECTORIES:
-                break
-        return []
+    def first_entries(self) -> Iterator[tuple[int, int]]:
+        """See `Rootfs.first_entries`."""
+        return self._rootfs.first_entries()
 
     def resolve(self, path: bytes) -> int | None:
         """The inode at `path`, taken from the root; symlinks are followed within the tree. None where there is none."""
@@ -368,12 +356,6 @@ class Tree:
             raise CorruptError(f"a directory entry leads to inode {ino}")
         return ino
 
-    def _is_directory(self, ino: int) -> bool:
-        try:
-            return self._rootfs.kind(ino) is Kind.DIR
-        except (NotFoundError, CorruptError):
-            return False
-
     def _is_whiteout(self, ino: int) -> bool:
         try:
             return self._rootfs.kind(ino) is Kind.WHT
@@ -381,7 +363,7 @@ class Tree:
             return False
 
     def _directories(self) -> Iterator[int]:
-        return (ino for ino in self._rootfs.numbers() if self._is_directory(ino))
+        return (ino for ino in self._rootfs.numbers() if self.is_directory(ino))
 
     def _known_parents(self) -> Mapping[int, int]:
         with self._lock:

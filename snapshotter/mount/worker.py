@@ -78,6 +78,9 @@ class _Replaceable:
         if self._foreseeing is not None:
             self._foreseeing.expect(wanted)
 
+    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        return self._store.get(wanted) if self._foreseeing is None else self._foreseeing.look(wanted)
+
     def has(self, digest: Digest) -> bool:
         return self._store.has(digest)
 

@@ -174,7 +174,8 @@ def foreseen(world: World) -> ChunkStore:
     world.after.callback(pool.close)
     local, flying = MemoryLocal(), Flying()
     store = PackStore([world.pack()], world.blobs, pool=pool, stats=world.stats, local=local, flying=flying)
-    return AllExpected(Verify(store, stats=world.stats, local=local), lambda: store)
+    checked = Verify(store, stats=world.stats, local=local)
+    return AllExpected(checked, checked, lambda: store)
 
 
 def recorded(world: World) -> ChunkStore:

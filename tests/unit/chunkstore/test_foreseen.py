@@ -57,6 +57,14 @@ def test_what_is_expected_comes_and_is_not_asked_for_again(setup: Setup) -> None
     assert len(setup.blobs.asked) == 2
 
 
+def test_what_is_looked_at_is_no_read(setup: Setup, tmp_path: Path) -> None:
+    recorded = Recorded(setup.chain, tmp_path / "record")
+    assert recorded.look(refs(CHUNKS[:2])) == CHUNKS[:2]
+    assert recorded.get(refs(CHUNKS[2:3])) == CHUNKS[2:3]
+    recorded.close()
+    assert len((tmp_path / "record").read_text().splitlines()) == 1
+
+
 def test_a_read_waits_for_the_chunk_that_it_wants_and_for_no_other(setup: Setup) -> None:
     release = threading.Event()
 

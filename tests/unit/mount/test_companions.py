@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import pytest
@@ -14,10 +14,12 @@ from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsCon
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
 from snapshotter.mount import companions, elf
-from snapshotter.mount.companions import NEIGHBOUR, NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
+from snapshotter.mount.companions import AROUND_FIRST, AROUND_MAX, NEIGHBOUR, NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
 from snapshotter.mount.loading import LIBRARY_CODE, PROGRAM_CODE, Loading
+from snapshotter.mount.places import Places
 from snapshotter.mount.tree import Tree
 from tests.support.chunks import StubStore
+from tests.support.modules import compiled
 from tests.support.programs import LOAD, RW, RX, R, header, program
 
 Files = Mapping[str, bytes]
@@ -30,8 +32,11 @@ class Foreseeing(StubStore):
         super().__init__([part for content in files.values() for part in parts(content)])
         self.expected: list[ChunkRef] = []
 
-    def expect(self, wanted: list[ChunkRef]) -> None:
+    def expect(self, wanted: Sequence[ChunkRef]) -> None:
         self.expected += wanted
+
+    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        return self.get(wanted)
 
 
 def parts(content: bytes) -> list[bytes]:
@@ -45,10 +50,13 @@ def make_tree(files: Files, links: Mapping[str, str] | None = None) -> tuple[Tre
     numbers: dict[str, int] = {}
     links = links or {}
 
-    def add(path: str) -> int:
-        ino = len(nodes) + 1
-        numbers[path] = ino
-        nodes.append(Inode(ino, Kind.DIR))
+    def number(path: str) -> int:
+        numbers[path] = len(nodes) + 1
+        nodes.append(Inode(len(nodes) + 1, Kind.DIR))
+        return len(nodes)
+
+    def add(path: str) -> None:
+        ino = numbers[path]
         if path in files:
             chunks = [FileChunk(sha256(part), 0, len(part)) for part in parts(files[path])]
             nodes[ino - 1] = Inode(ino, Kind.FILE, 0o755, chunks=chunks)
@@ -57,10 +65,12 @@ def make_tree(files: Files, links: Mapping[str, str] | None = None) -> tuple[Tre
         else:
             start = f"{path}/" if path else ""
             below = sorted({p[len(start) :].split("/")[0] for p in (*files, *links) if p.startswith(start)})
-            entries = [DirEntry(add(start + name), name.encode()) for name in below]
+            entries = [DirEntry(number(start + name), name.encode()) for name in below]
             nodes[ino - 1] = Inode(ino, Kind.DIR, 0o755, entries=entries)
-        return ino
+            for name in below:
+                add(start + name)
 
+    number("")
     add("")
     return Tree(Rootfs.open(encode(RootfsContent([nodes])))), numbers
 
@@ -82,41 +92,86 @@ def numbered(count: int, size: int, directory: str = "d") -> dict[str, bytes]:
     return {f"{directory}/{number:03}": random.Random(number).randbytes(size) for number in range(count)}
 
 
+class TestModules:
+    """Compiled modules: those that one imports come with it, not those beside it."""
+
+    TAG = "cpython-311"
+    SOURCES: ClassVar[Mapping[str, str]] = {
+        "lib/pkg/__init__": "from . import one\nimport apart\n",
+        "lib/pkg/one": "from .two import x\n",
+        "lib/pkg/two": "from . import one\nfrom . import fast\n",
+        "lib/pkg/idle": "",
+        "lib/apart": "",
+        "lib/unneeded": "",
+    }
+
+    @classmethod
+    def files(cls) -> Files:
+        made: dict[str, bytes] = {"lib/pkg/fast.so": program([b"libz.so"]), "usr/lib/libz.so": program([], code=1000)}
+        for name, source in cls.SOURCES.items():
+            # as long as modules are, so that each has chunks of its own
+            made[cls.path(name)] = compiled(f"{source}name = {name!r}\n").ljust(20_000, b"\0")
+        return made
+
+    @classmethod
+    def path(cls, name: str) -> str:
+        directory, _, last = name.rpartition("/")
+        return f"{directory}/__pycache__/{last}.{cls.TAG}.pyc"
+
+    def test_all_that_a_module_imports_comes_with_it_and_what_extensions_need(self) -> None:
+        files = self.files()
+        tree, numbers = make_tree(files)
+        store = Foreseeing(files)
+        Loading(tree, store, nothing).begin(numbers[self.path("lib/pkg/__init__")])
+        expected = {self.path(f"lib/{name}") for name in ("pkg/one", "pkg/two", "apart")} | {
+            "lib/pkg/fast.so",
+            "usr/lib/libz.so",
+        }
+        assert set(names(files, store.expected)) == expected
+
+    def test_modules_beside_one_do_not_come_for_that_alone(self) -> None:
+        files = self.files()
+        tree, numbers = make_tree(files)
+        store = Foreseeing(files)
+        Loading(tree, store, nothing).missed(numbers[self.path("lib/unneeded")], 0, 4096)
+        assert set(names(files, store.expected)) == {self.path("lib/unneeded")}
+
+
 class TestSmallFiles:
     FILES: ClassVar[Files] = {**numbered(6, 20_000), "d/sub/x": b"x" * 100, "d/sub/y": b"y" * 100, "other/z": b"z" * 100}
 
     def test_the_others_of_its_directory_come_with_a_file_and_it_comes_first(self) -> None:
         tree, numbers = make_tree(self.FILES)
-        found = companions.of_small_file(tree, numbers["d/003"], nothing)
+        found = companions.of_small_file(tree, Places(tree), numbers["d/003"], nothing)
         assert names(self.FILES, found) == ["d/003", "d/000", "d/001", "d/002", "d/004", "d/005"]
 
     def test_a_file_behind_a_subdirectory_is_of_its_own_directory(self) -> None:
         files = {"d/a": b"a", "d/m/x": b"x", "d/m/y": b"y", "d/z": b"z"}
         tree, numbers = make_tree(files)
-        assert names(files, companions.of_small_file(tree, numbers["d/z"], nothing)) == ["d/z", "d/a"]
+        assert names(files, companions.of_small_file(tree, Places(tree), numbers["d/z"], nothing)) == ["d/z", "d/a"]
 
     def test_of_a_large_directory_only_the_file(self) -> None:
         files = numbered(80, NEIGHBOURS_BYTES // 64)
         tree, numbers = make_tree(files)
-        assert names(files, companions.of_small_file(tree, numbers["d/040"], nothing)) == ["d/040"]
+        assert names(files, companions.of_small_file(tree, Places(tree), numbers["d/040"], nothing)) == ["d/040"]
 
     def test_what_is_here_of_a_large_directory_does_not_count(self) -> None:
         files = numbered(80, NEIGHBOURS_BYTES // 64)
         tree, numbers = make_tree(files)
         here = {sha256(part) for path in list(files)[:30] for part in parts(files[path])}
-        found = companions.of_small_file(tree, numbers["d/040"], here.__contains__)
+        found = companions.of_small_file(tree, Places(tree), numbers["d/040"], here.__contains__)
         assert names(files, found) == ["d/040", *[path for path in list(files)[30:] if path != "d/040"]]
 
     def test_a_file_that_is_worth_a_request_of_its_own_does_not_come_with_another(self) -> None:
         files = {"d/a": b"a", "d/image": bytes(NEIGHBOUR + 1), "d/z": b"z"}
         tree, numbers = make_tree(files)
-        assert names(files, companions.of_small_file(tree, numbers["d/a"], nothing)) == ["d/a", "d/z"]
+        assert names(files, companions.of_small_file(tree, Places(tree), numbers["d/a"], nothing)) == ["d/a", "d/z"]
 
     def test_a_large_file_has_no_companions_and_is_none(self) -> None:
         files = {"d/large": bytes(SMALL_FILE + 1), "d/small": b"small"}
         tree, numbers = make_tree(files)
-        assert companions.of_small_file(tree, numbers["d/large"], nothing) == []
-        assert names(files, companions.of_small_file(tree, numbers["d/small"], nothing)) == ["d/small"]
+        assert companions.of_small_file(tree, Places(tree), numbers["d/large"], nothing) == []
+        assert names(files, companions.of_small_file(tree, Places(tree), numbers["d/small"], nothing)) == ["d/small"]
 
 
 class TestPrograms:
@@ -128,6 +183,24 @@ class TestPrograms:
         assert companions.mapped(found) == [(0, 5000), (130_000, 7000)]
         assert companions.code(found, 10_000) == [(8192, 10_000)]
         assert companions.code(found, 9_999) == []
+
+    def test_more_comes_around_a_miss_the_more_there_were_but_of_its_segment_alone(self) -> None:
+        found = elf.parse(header([(LOAD, R, 0, 5000), (LOAD, RX, 1 << 20, 8 << 20), (LOAD, RW, 16 << 20, 100)]))
+        assert found is not None
+        middle = 5 << 20
+        assert companions.part(found, middle, 4096) == 1
+        assert companions.part(found, 3000, 4096) == 0
+        assert companions.part(found, 12 << 20, 4096) is None
+        code = found.segments[1]
+        first = companions.around(code, middle, 4096, 0)
+        assert first == (middle - AROUND_FIRST // 2, AROUND_FIRST * 3 // 2 + 4096)
+        assert companions.around(code, middle, 4096, 1)[1] == AROUND_FIRST * 3 + 4096
+        assert companions.around(code, middle, 4096, 1 << 30)[1] == AROUND_MAX * 3 // 2 + 4096
+        assert companions.around(code, 1 << 20, 4096, 0) == (1 << 20, AROUND_FIRST + 4096)
+        assert companions.around(code, (9 << 20) - 4096, 4096, 0) == (
+            (9 << 20) - 4096 - AROUND_FIRST // 2,
+            AROUND_FIRST // 2 + 4096,
+        )
 
     def test_what_a_hostile_file_can_have_fetched_is_bounded(self) -> None:
         large = elf.parse(header([(LOAD, RW, 0, SEGMENTS_MAX + 1)]))
@@ -153,7 +226,7 @@ class TestLoading:
         files = files or self.FILES
         tree, numbers = make_tree(files, self.LINKS)
         self.store = Foreseeing(files)
-        Loading(tree, self.store).begin(numbers[path])
+        Loading(tree, self.store, nothing).begin(numbers[path])
         return names(files, self.store.expected)
 
     def test_a_programs_libraries_come_with_it_and_what_they_need_but_nothing_else(self) -> None:
@@ -188,10 +261,25 @@ class TestLoading:
     def test_of_what_needs_nothing_nothing_else_comes(self, path: str) -> None:
         assert set(self.begun(path)) <= {path}
 
+    def test_what_is_missed_of_a_program_that_was_begun_comes_with_more_around_it(self) -> None:
+        tree, numbers = make_tree(self.FILES, self.LINKS)
+        store = Foreseeing(self.FILES)
+        path = "usr/lib/x86_64-linux-gnu/libb.so"
+        loading = Loading(tree, store, nothing)
+        loading.missed(numbers[path], 1 << 20, 4096)
+        assert store.expected == []
+        loading.begin(numbers[path])
+        counts = []
+        for _ in range(3):
+            store.expected.clear()
+            loading.missed(numbers[path], 1 << 20, 4096)
+            counts.append(len(store.expected))
+        assert counts == [1 + (AROUND_FIRST * 3 // 2 << number) // 16384 for number in range(3)]
+
     def test_nothing_is_looked_at_twice(self) -> None:
         tree, numbers = make_tree(self.FILES, self.LINKS)
         store = Foreseeing(self.FILES)
-        loading = Loading(tree, store)
+        loading = Loading(tree, store, nothing)
         loading.begin(numbers["usr/bin/tool"])
         before = len(store.expected)
         loading.begin(numbers["usr/bin/tool"])

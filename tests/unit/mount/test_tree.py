@@ -263,22 +263,6 @@ def test_the_next_file_is_the_next_number_of_one() -> None:
     assert tree.next_file(9, 100) is None
 
 
-def test_the_files_beside_one_are_those_of_its_directory() -> None:
-    tree = tree_of(
-        directory(1, (2, b"a"), (7, b"f")),
-        directory(2, (3, b"b"), (4, b"c"), (6, b"e")),
-        file(3),
-        directory(4, (5, b"d")),
-        file(5),
-        file(6),
-        file(7),
-    )
-    assert tree.files_beside(6) == [3, 6]
-    assert tree.files_beside(5) == [5]
-    assert tree.files_beside(7) == [7]
-    assert tree.files_beside(1) == tree.files_beside(99) == []
-
-
 def test_a_path_is_resolved_through_symlinks_within_the_tree() -> None:
     tree = tree_of(
         directory(1, (2, b"usr"), (3, b"lib"), (8, b"loop"), (9, b"out")),
