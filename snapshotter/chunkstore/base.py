@@ -102,6 +102,11 @@ class AtHand(Protocol):
 class Foreseeing(Protocol):
     """What a member offers beside `ChunkStore` that can have chunks brought which nobody waits for yet."""
 
+    @property
+    def risk(self) -> int:
+        """Bytes that are better fetched in vain than asked for later: a part of what the way here carries in a round trip."""
+        ...
+
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         """Begin to bring to this machine what is not here of `wanted`, in that order. Waits for nothing and never raises: what
         does not come is fetched when it is read."""

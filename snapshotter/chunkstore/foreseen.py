@@ -43,6 +43,11 @@ class Foreseen:
     def name(self) -> str:
         return self._inner.name
 
+    @property
+    def risk(self) -> int:
+        """See `Foreseeing`."""
+        return self._choose().risk
+
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         """See `Foreseeing`."""
         try:

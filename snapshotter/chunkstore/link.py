@@ -58,10 +58,14 @@ class Link:
             return min(self._round_trips) * median(self._rates)
 
 
+def risk(worth: float | None) -> int:
+    """Bytes that may be fetched in vain to save a request, on a link that carries `worth` in a round trip; 0 where that is not
+    known."""
+    return 0 if worth is None else int(min(WINDOW_MAX, worth / SHARE))
+
+
 def scaled(limits: Limits, worth: float | None) -> Limits:
     """`limits` for a link that carries `worth` bytes in a round trip: never less than they say, at most `WINDOW_MAX`."""
-    if worth is None:
-        return limits
-    size = int(min(WINDOW_MAX, worth / SHARE))
+    size = risk(worth)
     first = size if size >= WINDOW_MIN else 0
     return replace(limits, gap=max(limits.gap, size), window_first=max(limits.window_first, first))

@@ -29,7 +29,7 @@ from snapshotter.chunkstore.base import (
     SourceUnavailableError,
 )
 from snapshotter.chunkstore.flying import Flying
-from snapshotter.chunkstore.link import Link, scaled
+from snapshotter.chunkstore.link import Link, risk, scaled
 from snapshotter.chunkstore.local import LocalChunks
 from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.planner import Limits, Plan, Range, Stream
@@ -213,6 +213,11 @@ class PackStore:
                     error = SourceUnavailableError(message, retryable=True)
                     self._flying.settle(digest, future, error)
             return []
+
+    @property
+    def risk(self) -> int:
+        """See `Foreseeing`."""
+        return risk(self._link.worth())
 
     def has(self, digest: Digest) -> bool:
         return False

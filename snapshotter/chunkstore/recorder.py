@@ -61,6 +61,11 @@ class Recorded:
                     os.write(self._fd, b"".join(b"%d %s\n" % (now, digest.hex().encode()) for digest in fresh))
         return self._inner.get(wanted)
 
+    @property
+    def risk(self) -> int:
+        """See `Foreseeing`."""
+        return self._inner.risk if isinstance(self._inner, Foreseeing) else 0
+
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         """See `Foreseeing`. What nobody has read yet is not recorded."""
         if isinstance(self._inner, Foreseeing):

@@ -82,6 +82,11 @@ class Started:
         self._window.begin()
         return self._inner.local(wanted) if isinstance(self._inner, AtHand) else None
 
+    @property
+    def risk(self) -> int:
+        """See `Foreseeing`."""
+        return self._inner.risk if isinstance(self._inner, Foreseeing) else 0
+
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         if isinstance(self._inner, Foreseeing):
             self._inner.expect(wanted)

@@ -34,10 +34,11 @@ NEIGHBOURS_BYTES = 1 << 20
 """Bytes of a directory's files that are no longer than that, up to which all of them are fetched when one is."""
 
 AROUND_FIRST = 64 << 10
-AROUND_MAX = 512 << 10
-"""Bytes that are fetched behind the first miss in a segment, and behind any."""
+"""Bytes that are fetched behind the first miss in a segment."""
 
-_DOUBLED_MAX = 16
+AROUND_DOUBLED = 3
+"""How often that is doubled."""
+
 _ALONE = (b".pyc", b".so")
 
 
@@ -83,10 +84,11 @@ def part(program: Program, offset: int, length: int) -> int | None:
     return None
 
 
-def around(segment: Segment, offset: int, length: int, misses: int) -> tuple[int, int]:
+def around(segment: Segment, offset: int, length: int, misses: int, risk: int = 0) -> tuple[int, int]:
     """Offset and length of what to fetch of `segment` where `length` bytes at `offset` are missed, as others were `misses`
-    times before: some of what lies before them, twice as much of what lies behind, and twice as much of both each time."""
-    behind = min(AROUND_FIRST << min(misses, _DOUBLED_MAX), AROUND_MAX)
+    times before: some of what lies before them, and twice as much of what lies behind. That is `AROUND_FIRST` at first, or
+    `risk` if more than that may be fetched in vain, and is doubled each time, up to `AROUND_DOUBLED` times."""
+    behind = max(AROUND_FIRST, risk) << min(misses, AROUND_DOUBLED)
     start = max(segment.offset, offset - behind // 2)
     end = min(segment.offset + segment.length, offset + length + behind)
     return start, max(0, end - start)

@@ -150,7 +150,8 @@ class Loading:
             misses = self._missed.pop((ino, number), 0)
             self._missed[ino, number] = misses + 1
             _forget_oldest(self._missed)
-        return companions.chunks(self._tree.plan(ino, *companions.around(program.segments[number], offset, length, misses)))
+        wanted = companions.around(program.segments[number], offset, length, misses, self._store.risk)
+        return companions.chunks(self._tree.plan(ino, *wanted))
 
     def _new(self, files: Iterable[int]) -> list[int]:
         """Those of `files` that have not been looked at, which they are from now on."""

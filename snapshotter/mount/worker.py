@@ -74,6 +74,10 @@ class _Replaceable:
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         return None if self._near is None else self._near.local(wanted)
 
+    @property
+    def risk(self) -> int:
+        return 0 if self._foreseeing is None else self._foreseeing.risk
+
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         if self._foreseeing is not None:
             self._foreseeing.expect(wanted)

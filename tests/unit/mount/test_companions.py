@@ -14,7 +14,7 @@ from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsCon
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
 from snapshotter.mount import companions, elf
-from snapshotter.mount.companions import AROUND_FIRST, AROUND_MAX, NEIGHBOUR, NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
+from snapshotter.mount.companions import AROUND_DOUBLED, AROUND_FIRST, NEIGHBOUR, NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
 from snapshotter.mount.loading import LIBRARY_CODE, PROGRAM_CODE, Loading
 from snapshotter.mount.places import Places
 from snapshotter.mount.tree import Tree
@@ -31,6 +31,8 @@ class Foreseeing(StubStore):
     def __init__(self, files: Files) -> None:
         super().__init__([part for content in files.values() for part in parts(content)])
         self.expected: list[ChunkRef] = []
+
+    risk = 0
 
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         self.expected += wanted
@@ -195,7 +197,9 @@ class TestPrograms:
         first = companions.around(code, middle, 4096, 0)
         assert first == (middle - AROUND_FIRST // 2, AROUND_FIRST * 3 // 2 + 4096)
         assert companions.around(code, middle, 4096, 1)[1] == AROUND_FIRST * 3 + 4096
-        assert companions.around(code, middle, 4096, 1 << 30)[1] == AROUND_MAX * 3 // 2 + 4096
+        assert companions.around(code, middle, 4096, 1 << 30)[1] == (AROUND_FIRST * 3 // 2 << AROUND_DOUBLED) + 4096
+        assert companions.around(code, middle, 4096, 0, 4 * AROUND_FIRST)[1] == AROUND_FIRST * 6 + 4096
+        assert companions.around(code, middle, 4096, 0, AROUND_FIRST // 2) == first
         assert companions.around(code, 1 << 20, 4096, 0) == (1 << 20, AROUND_FIRST + 4096)
         assert companions.around(code, (9 << 20) - 4096, 4096, 0) == (
             (9 << 20) - 4096 - AROUND_FIRST // 2,
