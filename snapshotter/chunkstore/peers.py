@@ -23,7 +23,7 @@ from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.errors import InvalidError
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.registry.failures import RegistryUnavailableError
-from snapshotter.registry.peerclient import Address, PeerClient
+from snapshotter.registry.peerclient import Address, Budget, PeerClient
 from snapshotter.registry.peers import check_peer
 
 SOURCE = "peers"
@@ -93,9 +93,9 @@ class Peers:
             rest = [digest for digest in digests if now - self._lacking.get(digest, float("-inf")) >= LACKING_SECONDS]
         for start in range(0, len(rest), BATCH):
             left = dict.fromkeys(rest[start : start + BATCH])
-            until = time.monotonic() + PATIENCE
-            yield from self._find(pack, left, until)
-            if time.monotonic() >= until:
+            budget = Budget(PATIENCE)
+            yield from self._find(pack, left, budget)
+            if budget.left <= 0:
                 return
 
     def close(self) -> None:
@@ -107,17 +107,17 @@ class Peers:
         for client in clients:
             client.close()
 
-    def _find(self, pack: Digest, left: dict[Digest, None], until: float) -> Iterator[tuple[Digest, bytes]]:
-        """Those of `left` that are found by `until`, which are taken out of it."""
+    def _find(self, pack: Digest, left: dict[Digest, None], budget: Budget) -> Iterator[tuple[Digest, bytes]]:
+        """Those of `left` that are found within `budget`, which are taken out of it."""
         asked: list[Address] = []
-        while left and len(asked) < ASKED_MAX and time.monotonic() < until:
+        while left and len(asked) < ASKED_MAX and budget.left > 0:
             with self._lock:
                 node = self._choice.next(pack, asked, self._clock())
                 if node is None:
                     break
                 client = self._clients.setdefault(node, PeerClient(node, self._tls))
             asked.append(node)
-            for digest, raw in self._ask(pack, node, client, list(left), until):
+            for digest, raw in self._ask(pack, node, client, list(left), budget):
                 del left[digest]
                 yield digest, raw
         if asked:
@@ -125,13 +125,13 @@ class Peers:
                 self._remember_lacking(left)
 
     def _ask(
-        self, pack: Digest, node: Address, client: PeerClient, digests: Sequence[Digest], until: float
+        self, pack: Digest, node: Address, client: PeerClient, digests: Sequence[Digest], budget: Budget
     ) -> Iterator[tuple[Digest, bytes]]:
         """What `node` has of `digests`, verified; and what it did is noted."""
         self._stats.add(Count.REQUESTS, source=SOURCE)
         gave = False
         try:
-            with contextlib.closing(client.ask(digests, until)) as answers:
+            with contextlib.closing(client.ask(digests, budget)) as answers:
                 for raw, digest in zip(answers, digests, strict=True):
                     if raw is None:
                         continue

@@ -33,6 +33,29 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Budget:
+    """Time that may be spent on waiting for nodes. What whoever takes the chunks does in between does not count: a slow
+    disk here is no node's fault."""
+
+    def __init__(self, seconds: float) -> None:
+        self.until = time.monotonic() + seconds
+        """When it is used up (as `time.monotonic`), if nobody takes longer."""
+
+    @property
+    def left(self) -> float:
+        """Seconds; not above 0 when it is used up."""
+        return self.until - time.monotonic()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """No time passes inside the block."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.until += time.monotonic() - began
+
+
 class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -53,9 +76,9 @@ class PeerClient:
         self._idle: list[_Connection] = []
         self._closed = False
 
-    def ask(self, digests: Sequence[Digest], until: float) -> Generator[bytes | None, None, None]:
+    def ask(self, digests: Sequence[Digest], budget: Budget) -> Generator[bytes | None, None, None]:
         """For each of `digests`, in their order, the bytes that the node has under it, unverified, or None if it has none. All
-        are asked for in one go, and must have come by `until` (as `time.monotonic`).
+        are asked for in one go, and must have come before `budget` is used up.
 
         Raises:
             RegistryUnavailableError: it does not answer, or not in time, or not as a node does; whatever came before is right.
@@ -63,12 +86,12 @@ class PeerClient:
         count = 0
         try:
             for fresh in (False, True):
-                connection = self._take(until, fresh=fresh)
+                connection = self._take(budget, fresh=fresh)
                 if connection is None:
                     continue
                 with self._given_back(connection) as keep:
                     try:
-                        for raw in _exchange(connection, digests, until):
+                        for raw in _exchange(connection, digests, budget):
                             count += 1
                             yield raw
                         if connection.goes_on:
@@ -93,10 +116,10 @@ class PeerClient:
         for connection in idle:
             connection.sock.close()
 
-    def _take(self, until: float, *, fresh: bool) -> _Connection | None:
+    def _take(self, budget: Budget, *, fresh: bool) -> _Connection | None:
         """A kept connection or None, or a `fresh` one."""
         if fresh:
-            return self._connect(until)
+            return self._connect(budget)
         expired: list[_Connection] = []
         try:
             with self._lock:
@@ -110,15 +133,14 @@ class PeerClient:
                 old.sock.close()
         return None
 
-    def _connect(self, until: float) -> _Connection:
-        left = until - time.monotonic()
-        if left <= 0:
+    def _connect(self, budget: Budget) -> _Connection:
+        if budget.left <= 0:
             raise TimeoutError
-        sock = socket.create_connection(self._address, timeout=left)
+        sock = socket.create_connection(self._address, timeout=budget.left)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                sock.settimeout(max(0.001, until - time.monotonic()))
+                sock.settimeout(max(0.001, budget.left))
                 sock = self._tls().wrap_socket(sock)
             return _Connection(sock)
         except BaseException:
@@ -141,16 +163,18 @@ class PeerClient:
                 connection.sock.close()
 
 
-def _exchange(connection: _Connection, digests: Sequence[Digest], until: float) -> Iterator[bytes | None]:
+def _exchange(connection: _Connection, digests: Sequence[Digest], budget: Budget) -> Iterator[bytes | None]:
     """The answers, and whether the connection goes on after the last one."""
     stream = connection.stream
-    stream.until = until
-    connection.sock.settimeout(max(0.001, until - time.monotonic()))
+    connection.sock.settimeout(max(0.001, budget.left))
     connection.sock.sendall(b"".join(peerprotocol.request(digest) for digest in digests))
     for _ in digests:
+        stream.until = budget.until
         head = stream.head()
         if head is None:
             raise ConnectionError("it ended before the answer")
         length = peerprotocol.answered(head, CHUNK_MAX)
         connection.goes_on = head.keeps
-        yield None if length is None else stream.exactly(length)
+        raw = None if length is None else stream.exactly(length)
+        with budget.stopped():
+            yield raw

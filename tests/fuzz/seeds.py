@@ -16,6 +16,7 @@ from snapshotter.format.digest import sha256
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.pack import FOOTER_SIZE, parse_footer
 from snapshotter.format.writer import encode
+from snapshotter.registry import peerprotocol
 from snapshotter.registry.base import Descriptor
 from tests.support.chunks import make_pack, some_chunks
 from tests.support.images import Layer
@@ -111,6 +112,13 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "reference": b"registry.example:5000/library/app:1@sha256:" + b"0" * 64,
         },
         "pack": {"index": index, "footer": blob[-FOOTER_SIZE:]},
+        "peer": {
+            "requests": peerprotocol.request(CHUNK) + peerprotocol.request(sha256(b"y")),
+            "answers": peerprotocol.answer(404, 0)
+            + peerprotocol.answer(200, 3)
+            + b"abc"
+            + peerprotocol.answer(400, 0, last=True),
+        },
     }
 
 

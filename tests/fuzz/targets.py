@@ -6,10 +6,12 @@ exception, a hang, memory without bound) is a defect. Each also checks what must
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from snapshotter.build import documents, rules
@@ -25,7 +27,7 @@ from snapshotter.format.model import CHUNK_MAX, NAME_MAX, ChunkVerity, Kind
 from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackIndex, parse_footer
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount.tree import Tree
-from snapshotter.registry import reference
+from snapshotter.registry import peerprotocol, reference
 from snapshotter.registry.documents import is_index, manifest_type, parse_object
 
 LIMIT = 1 << 20
@@ -34,6 +36,8 @@ LIMIT = 1 << 20
 INODES_LOOKED_AT = 300
 MEMBER_BYTES = 1 << 20
 BLOCK = 512
+SAID_MAX = 64 << 10
+"""Bytes of a connection, which a socket's buffer holds."""
 
 T = TypeVar("T")
 
@@ -192,7 +196,26 @@ def pack(data: bytes) -> None:
     _answers(parse_footer, data[-FOOTER_SIZE:], len(data))
 
 
-TARGETS: Mapping[str, Target] = {target.__name__: target for target in (metadata, tar, stream, zstd, manifest, labels, pack)}
+def peer(data: bytes) -> None:
+    """What another node says: requests as they come in, and answers to requests, one after another on a connection."""
+    for understand in (peerprotocol.asked, lambda head: peerprotocol.answered(head, CHUNK_MAX)):
+        near, far = socket.socketpair()
+        with near, far:
+            far.setblocking(False)
+            far.send(data[:SAID_MAX])
+            far.close()
+            stream = peerprotocol.Stream(near)
+            with contextlib.suppress(ConnectionError, PuzzlefsError):
+                while (head := stream.head()) is not None:
+                    assert len(head.line) <= peerprotocol.LINE_MAX
+                    assert len(head.headers) <= peerprotocol.HEADERS_MAX
+                    length = understand(head)
+                    if isinstance(length, int):
+                        stream.exactly(length)
+
+
+_ALL: Sequence[Target] = (metadata, tar, stream, zstd, manifest, labels, pack, peer)
+TARGETS: Mapping[str, Target] = {target.__name__: target for target in _ALL}
 
 
 def run(name: str, data: bytes) -> None:

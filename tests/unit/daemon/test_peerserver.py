@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -22,7 +23,7 @@ from snapshotter.errors import FailedPreconditionError
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.registry import peerprotocol
 from snapshotter.registry.failures import RegistryUnavailableError
-from snapshotter.registry.peerclient import Address, PeerClient
+from snapshotter.registry.peerclient import Address, Budget, PeerClient
 from tests.support.chunks import some_chunks
 from tests.support.nodes import LOOPBACK
 
@@ -52,7 +53,7 @@ def server(cache: ChunkCache) -> Iterator[PeerServer]:
 def ask(server: PeerServer, *digests: Digest, tls: PeersConfig | None = None) -> list[bytes | None]:
     client = PeerClient(server.address, None if tls is None else contexts(tls, server=False))
     try:
-        return list(client.ask(digests, time.monotonic() + PATIENCE))
+        return list(client.ask(digests, Budget(PATIENCE)))
     finally:
         client.close()
 
@@ -108,6 +109,14 @@ def test_a_file_that_was_damaged_is_not_served_but_dropped(server: PeerServer, c
     assert ask(server, *DIGESTS[:3]) == [CHUNKS[0], None, CHUNKS[2]]
     assert not path.exists()
     assert cache.stats.total(Count.CACHE_CORRUPT) == 1
+
+
+def test_what_another_node_reads_is_no_read_of_a_container(server: PeerServer, cache: ChunkCache) -> None:
+    """Eviction goes by those: nobody elsewhere keeps chunks in this cache, or puts them out of it."""
+    path = cache.directory.file(DIGESTS[0])
+    os.utime(path, (1000, 1000))
+    assert ask(server, DIGESTS[0]) == [CHUNKS[0]]
+    assert os.stat(path).st_mtime == 1000
 
 
 def test_a_link_in_the_place_of_a_chunk_is_not_followed(server: PeerServer, cache: ChunkCache, tmp_path: Path) -> None:
