@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from snapshotter.format.digest import Digest
 from snapshotter.registry.peerclient import Address
 
-FIRST_PAUSE = 1.0
+FIRST_PAUSE = 4.0
 LONGEST_PAUSE = 60.0
+"""Seconds for which a node that did not answer is left alone, doubling: long enough that a start meets a silent one once or
+twice."""
 LIAR_PAUSE = 600.0
 """Seconds for which a node is not asked at all."""
 

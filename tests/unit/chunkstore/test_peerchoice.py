@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from snapshotter.chunkstore.peerchoice import FORGET, LIAR_PAUSE, LONGEST_PAUSE, PACKS_MAX, TRIED_MAX, VAIN_MAX, Choice
+from snapshotter.chunkstore.peerchoice import (
+    FIRST_PAUSE,
+    FORGET,
+    LIAR_PAUSE,
+    LONGEST_PAUSE,
+    PACKS_MAX,
+    TRIED_MAX,
+    VAIN_MAX,
+    Choice,
+)
 from snapshotter.format.digest import sha256
 from snapshotter.registry.peerclient import Address
 
@@ -70,29 +79,29 @@ def test_a_giver_may_lack_some_chunks_before_it_is_given_up() -> None:
 def test_one_that_fails_is_left_alone_for_longer_and_longer() -> None:
     nodes = choice(ONE)
     now, pauses = 0.0, []
-    for _ in range(9):
+    for _ in range(6):
         nodes.failed(ONE, now)
         began = now
         while nodes.next(PACK, (), now) is None:
             now += 0.5
         pauses.append(now - began)
-    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, LONGEST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE]
+    assert pauses == [FIRST_PAUSE, 8.0, 16.0, 32.0, LONGEST_PAUSE, LONGEST_PAUSE]
 
 
 def test_failures_that_threads_notice_together_are_one() -> None:
     nodes = choice(ONE)
     for _ in range(8):
         nodes.failed(ONE, 0.0)
-    assert nodes.next(PACK, (), 0.9) is None
-    assert nodes.next(PACK, (), 1.0) == ONE
+    assert nodes.next(PACK, (), FIRST_PAUSE - 0.1) is None
+    assert nodes.next(PACK, (), FIRST_PAUSE) == ONE
 
 
 def test_one_thread_finds_out_whether_a_node_is_back() -> None:
     nodes = choice(ONE, TWO)
     nodes.failed(ONE, 0.0)
-    assert [nodes.next(PACK, (), 1.0), nodes.next(PACK, (), 1.0)] == [ONE, TWO]
-    nodes.answered(PACK, ONE, 1.1, gave=True)
-    assert [nodes.next(PACK, (), 1.1), nodes.next(PACK, (), 1.1)] == [ONE, ONE]
+    assert [nodes.next(PACK, (), FIRST_PAUSE), nodes.next(PACK, (), FIRST_PAUSE)] == [ONE, TWO]
+    nodes.answered(PACK, ONE, FIRST_PAUSE, gave=True)
+    assert [nodes.next(PACK, (), FIRST_PAUSE), nodes.next(PACK, (), FIRST_PAUSE)] == [ONE, ONE]
 
 
 def test_a_liar_is_left_alone_for_long_also_by_the_packs_that_it_gave() -> None:
