@@ -106,7 +106,7 @@ class BasicAuth:
 class TokenAuth:
     """Every request needs a Bearer token from ``/token``, which gives one to this user (to anybody if `username` is None).
 
-    `expires_in` is what the token says; a token is good until `FakeRegistry.revoke_tokens`.
+    `expires_in` is what the token says; a token is good until `FakeRegistry.revoke_tokens`, or for `lifetime` seconds.
     """
 
     username: str | None = None
@@ -114,6 +114,7 @@ class TokenAuth:
     expires_in: int | None = 300
     anonymous_pull: bool = False
     """With a user set: tokens without credentials are given too, for pulling only."""
+    lifetime: float = float("inf")
     identity_token: str | None = None
     """Taken as refresh token by POST."""
 
@@ -138,6 +139,8 @@ class FakeRegistry:
         self.uploads: dict[str, bytearray] = {}
         self.requests: list[Exchange] = []
         self.tokens: dict[str, str] = {}
+        self.given: dict[str, float] = {}
+        """When tokens were given."""
         """Token → the scopes it was given for."""
         self.closing = threading.Event()
         self._lock = threading.Lock()
@@ -448,8 +451,11 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         if isinstance(auth, BasicAuth):
             return given == _basic(auth.username, auth.password)
-        scopes = self.registry.tokens.get(given.removeprefix("Bearer "))
-        return scopes is not None and (self.command in ("GET", "HEAD") or "push" in scopes)
+        token = given.removeprefix("Bearer ")
+        scopes, since = self.registry.tokens.get(token), self.registry.given.get(token, time.monotonic())
+        if scopes is None or time.monotonic() - since > auth.lifetime:
+            return False
+        return self.command in ("GET", "HEAD") or "push" in scopes
 
     def _challenge(self) -> None:
         if isinstance(self.registry.auth, BasicAuth):
@@ -477,6 +483,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         token = registry.new_name("secret-token")
         registry.tokens[token] = scope
+        registry.given[token] = time.monotonic()
         answer: dict[str, object] = {"token": token}
         if auth.expires_in is not None:
             answer["expires_in"] = auth.expires_in
