@@ -70,16 +70,21 @@ class RecentStore:
 
     def _each(self, wanted: Sequence[ChunkRef], ask: _Ask | None) -> list[bytes] | None:
         # One by one: reads that are next to each other in a file are done at the same time and share the chunk between them,
-        # the last of one and the first of the other, which is then read and hashed once.
-        found = []
-        for ref in wanted:
+        # the last of one and the first of the other, which is then read and hashed once. The chunks between are not held: the
+        # kernel keeps what it has read, and their memory is in the processor's cache still when it is used for the next read.
+        found: list[bytes] = []
+        last = len(wanted) - 1
+        for number, ref in enumerate(wanted):
             raw = self._recent.get(ref)
             if raw is None:
                 answer = None if ask is None else ask((ref,))
                 if answer is None:
+                    for known, kept in zip(wanted, found, strict=False):  # a `get` of all of them follows
+                        self._recent.put(known, kept)
                     return None
                 raw = answer[0]
-                self._recent.put(ref, raw)
+                if number in (0, last):
+                    self._recent.put(ref, raw)
             found.append(raw)
         return found
 

@@ -108,7 +108,11 @@ class FoldedReader(MessageReader):
             start += BLOCK - first
 
     def _word(self, at: int) -> int:
-        return int.from_bytes(self._cut(at * 8, at * 8 + 8), "little")
+        number, first = divmod(at * 8, BLOCK)
+        block = self._raw.get(number)
+        if block is None:
+            block = self._unfold(number)
+        return int.from_bytes(block[first : first + 8], "little")
 
     def _unfold(self, number: int) -> bytes:
         is_kept = number < len(self._folded)

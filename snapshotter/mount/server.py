@@ -42,7 +42,7 @@ AWAKE_NS = 50_000
 """Nanoseconds for which the loop looks out for the next request without sleeping, after one that it has answered itself: to
 wake a processor of a virtual machine takes about as long (docs/decisions/staying-awake.md)."""
 LIVELY_NS = 100_000
-"""It does so only while requests follow one another within this time: a walk through a tree, not a file now and then."""
+"""It does so only while a request follows within this time of an answer: a walk through a tree, not a file now and then."""
 _DEADLY = UnavailableError(
     f"{CRASHES_MAX} workers crashed while they had this request, the mount is served without it: see the log for how they ended"
 )
@@ -150,6 +150,7 @@ class Server:
                 elif time.monotonic_ns() > awake_until:
                     awake_until = 0
                 continue
+            arrived = time.monotonic_ns()
             at_once = False
             for fd, _ in events:
                 channel = channels.get(fd)
@@ -159,7 +160,7 @@ class Server:
                 elif fd == self._wake:
                     os.eventfd_read(fd)
             now = time.monotonic_ns()
-            lively = at_once and now - last < LIVELY_NS and self._may_stay_awake
+            lively = at_once and arrived - last < LIVELY_NS and self._may_stay_awake
             awake_until = now + AWAKE_NS if lively else 0
             if self._keep_awake is not None and self._vigil.step(now, lively=lively) is not self._sleepless:
                 self._sleepless = not self._sleepless

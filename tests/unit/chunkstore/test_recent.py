@@ -56,10 +56,9 @@ def test_at_hand_is_what_memory_and_the_next_member_have_together() -> None:
 def test_what_is_local_is_asked_for_once() -> None:
     inner = Quick(CHUNKS[:3])
     store = RecentStore(RecentChunks(), inner)
-    assert store.local([WANTED[1], WANTED[0], WANTED[1]]) == [CHUNKS[1], CHUNKS[0], CHUNKS[1]]
-    assert store.local(WANTED[1:4]) is None
+    assert store.local(WANTED[:4]) is None
     inner.chunks.clear()
-    assert store.local(WANTED[:3]) == CHUNKS[:3]
+    assert store.local(WANTED[:3]) == CHUNKS[:3], "all that was found before something was missing"
     assert RecentStore(RecentChunks(), StubStore(CHUNKS)).local(WANTED[:1]) is None
 
 
@@ -68,3 +67,11 @@ def test_nothing_but_memory_is_at_hand_before_a_member_that_waits() -> None:
     assert store.at_hand(WANTED[:1]) is None
     store.get(WANTED[:1])
     assert store.at_hand(WANTED[:1]) == CHUNKS[:1]
+
+
+def test_of_a_long_read_what_its_neighbours_share_is_held() -> None:
+    inner = Quick(CHUNKS)
+    store = RecentStore(RecentChunks(), inner)
+    assert store.local(WANTED[:4]) == CHUNKS[:4]
+    inner.chunks.clear()
+    assert [store.local([ref]) for ref in WANTED[:4]] == [CHUNKS[:1], None, None, CHUNKS[3:4]]
