@@ -63,7 +63,7 @@ def test_a_list_that_does_not_fit_into_a_segment_is_read_alike(count: int) -> No
     assert [end - begin for begin, end in zip([0, *ends], ends, strict=False)] == [each.length for each in files[0]]
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_of_a_damaged_message_both_ways_give_the_same_or_one_refuses(data: st.DataObject) -> None:
     damaged = bytearray(message(many(1), many(3), many(200)))

@@ -111,7 +111,7 @@ def test_the_file_is_let_go_of_with_the_message(path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_of_a_damaged_message_the_same_is_read_or_refused(data: st.DataObject, tmp_path: Path) -> None:
     small = encode(RootfsContent([CONTENT.layers[0][:1]], CONTENT.verity[:20]))
