@@ -2,23 +2,22 @@
 
 What is on its way is known per chunk (`Flying`), read-ahead included, so that a read of something that another read is
 already bringing waits for it instead of asking twice; what another process is bringing is waited for in the cache (`claims`).
-Chunks that were asked for go up as they are, for `verify` to check; all others are checked here before they are kept.
+What a request brings is the business of `transfers`.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
-from snapshotter.chunkstore import arrivals, planner
+from snapshotter.chunkstore import planner
 from snapshotter.chunkstore.base import (
     BlobReader,
     ChunkCorruptError,
@@ -35,13 +34,12 @@ from snapshotter.chunkstore.packmap import PackMap
 from snapshotter.chunkstore.planner import Limits, Plan, Range, Stream
 from snapshotter.chunkstore.pool import BESIDE, FetchPool
 from snapshotter.chunkstore.sources import translate
-from snapshotter.chunkstore.stats import Count, Stats
-from snapshotter.errors import CorruptError, PuzzlefsError
+from snapshotter.chunkstore.stats import Stats
+from snapshotter.chunkstore.transfers import Request, Transfers
+from snapshotter.errors import PuzzlefsError
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.pack import PackEntry
 from snapshotter.registry.deadline import remaining
-
-log = logging.getLogger(__name__)
 
 TIMEOUT = 60.0
 """Seconds to wait for chunks that another thread is bringing. The reader bounds the requests themselves."""
@@ -61,16 +59,6 @@ POLL = 0.003
 
 Located: TypeAlias = dict[Digest, tuple[PackMap, PackEntry]]
 """Where wanted chunks are."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """Ranges of a pack, and the promise of every chunk in them. Chunks not in `wanted` are checked before they are kept."""
-
-    pack: PackMap
-    ranges: Sequence[Range]
-    futures: Mapping[Digest, Future[bytes]]
-    wanted: frozenset[Digest]
 
 
 class PackStore:
@@ -102,14 +90,15 @@ class PackStore:
         self._packs = tuple(packs)
         self._reader = reader
         self._pool = pool
-        self._stats = stats
         self._local = local
         self._limits = limits or Limits()
         self._timeout = timeout
         self._flying = flying or Flying()
         self._on_bulk = on_bulk
         self._link = link or Link()
-        self._near = near
+        self._transfers = Transfers(
+            reader, near, flying=self._flying, local=local, limits=self._limits, link=self._link, stats=stats
+        )
         self._streams: dict[Digest, tuple[Stream, ...]] = {}
 
     @property
@@ -169,7 +158,7 @@ class PackStore:
         if failure is not None:
             raise failure
 
-    def _promise(self, digests: Sequence[Digest], range_bytes: int) -> tuple[list[_Request], ChunkMissingError | None]:
+    def _promise(self, digests: Sequence[Digest], range_bytes: int) -> tuple[list[Request], ChunkMissingError | None]:
         """The requests for those of `digests` that are neither here nor on their way, in their order; what is in no pack."""
         if self._local is None or self._pool is None:
             return [], None
@@ -183,7 +172,7 @@ class PackStore:
             located = self._locate([digest for digest in wanted if digest not in error.digests])
         limits = replace(self._limits, range_max=range_bytes)
         place = {digest: number for number, digest in enumerate(located)}
-        requests: list[_Request] = []
+        requests: list[Request] = []
         with self._flying.lock:
             for pack, entries in _by_pack(located).items():
                 mine = [entry for entry in entries if entry.digest not in self._flying.futures]
@@ -193,7 +182,7 @@ class PackStore:
         requests.sort(key=lambda request: min(place[digest] for digest in request.futures))
         return requests, failure
 
-    def _begin_lanes(self, requests: Sequence[_Request]) -> list[Future[None]]:
+    def _begin_lanes(self, requests: Sequence[Request]) -> list[Future[None]]:
         """Make the requests in order, `LANES` at a time: more would share the link and have the first come last."""
         if self._pool is None:
             return []
@@ -202,7 +191,7 @@ class PackStore:
         def lane() -> None:
             with suppress(IndexError):
                 while True:
-                    self._fetch(queue.popleft())
+                    self._transfers.fetch(queue.popleft())
 
         try:
             return [self._pool.now.submit(lane) for _ in range(min(LANES, len(requests)))]
@@ -228,10 +217,7 @@ class PackStore:
             pack, _ = self._locate([digest])[digest]
         except PuzzlefsError:
             return self.name
-        return self._place(pack)
-
-    def _place(self, pack: PackMap) -> str:
-        return f"pack {to_text(pack.digest)} of {self._reader.name}"
+        return self._transfers.place(pack)
 
     def close(self) -> None:
         """Nothing is held: pool, packs and reader belong to whoever made them."""
@@ -272,7 +258,7 @@ class PackStore:
         found = ((digest, self._local.peek(digest)) for digest in digests)
         return {digest: raw for digest, raw in found if raw is not None}
 
-    def _begin(self, located: Located, coming: dict[Digest, Future[bytes]]) -> list[_Request]:
+    def _begin(self, located: Located, coming: dict[Digest, Future[bytes]]) -> list[Request]:
         """Plan, promise every chunk of the plan, and start reading ahead.
 
         Returns the requests that the caller must see to, and adds to `coming` what it must wait for. What another process
@@ -282,8 +268,8 @@ class PackStore:
         followed = self._known_places(coming)
         by_pack = _by_pack({**located, **followed})
         wanted = frozenset(located)
-        now: list[_Request] = []
-        beside: list[_Request] = []
+        now: list[Request] = []
+        beside: list[Request] = []
         pool = self._pool if self._local is not None else None
         slots = pool.take_beside(BESIDE) if pool is not None else 0
         try:
@@ -306,7 +292,7 @@ class PackStore:
                 pool.give_beside(slots - len(beside))
         if pool is not None:
             for request in beside:
-                pool.run_beside(partial(self._fetch, request))
+                pool.run_beside(partial(self._transfers.fetch, request))
         return now
 
     def _plan(self, pack: PackMap, entries: Sequence[PackEntry], coming: Container[Digest], slots: int) -> Plan:
@@ -347,19 +333,19 @@ class PackStore:
     def _grouped(self, ranges: Sequence[Range], limits: Limits) -> list[tuple[Range, ...]]:
         return planner.grouped(ranges, self._at_once, limits)
 
-    def _request(self, pack: PackMap, ranges: Sequence[Range], wanted: frozenset[Digest]) -> _Request:
+    def _request(self, pack: PackMap, ranges: Sequence[Range], wanted: frozenset[Digest]) -> Request:
         """The request for `ranges`, whose chunks are promised. The lock is held by the caller."""
-        return _Request(pack, ranges, self._flying.enter([entry for found in ranges for entry in found.entries]), wanted)
+        return Request(pack, ranges, self._flying.enter([entry for found in ranges for entry in found.entries]), wanted)
 
-    def _fetch_all(self, requests: Sequence[_Request]) -> None:
+    def _fetch_all(self, requests: Sequence[Request]) -> None:
         """Make the requests: one in this thread, the others beside it, or all here where there is no pool."""
         inline = requests
         if self._pool is not None:
             inline = requests[:1]
             for request in requests[1:]:
-                self._pool.run_now(partial(self._fetch, request))
+                self._pool.run_now(partial(self._transfers.fetch, request))
         for request in inline:
-            self._fetch(request)
+            self._transfers.fetch(request)
 
     def _await_others(self, digests: Sequence[Digest], got: dict[Digest, bytes], deadline: float) -> None:
         """Wait until one of `digests` is in the cache (then it is added to `got`), or may be fetched here: another process was
@@ -380,65 +366,6 @@ class PackStore:
                 message += f" {self.name} or where its images are from"
                 raise SourceUnavailableError(message, retryable=False)
             time.sleep(POLL)
-
-    def _fetch(self, request: _Request) -> None:
-        """Make one request and settle the promise of every chunk in it. Never raises."""
-        where = self._place(request.pack)
-        left = dict(request.futures)
-        decoder = arrivals.Decoder(where)
-        try:
-            for digest, raw in self._near.find(request.pack.digest, list(left)) if self._near is not None else ():
-                if digest not in request.wanted:
-                    self._keep(digest, raw, where)
-                self._flying.settle(digest, left.pop(digest), raw)
-            for entry, stored in self._arriving(request, left):
-                result = decoder.decode(entry, stored)
-                if entry.digest not in request.wanted:
-                    result = self._keep(entry.digest, result, where)
-                self._flying.settle(entry.digest, left.pop(entry.digest), result)
-            if left:
-                raise CorruptError("not all came that was asked for")
-        except PuzzlefsError as error:
-            what = f"bytes {request.ranges[0].offset}+{request.ranges[0].length}"
-            for digest, future in left.items():
-                self._flying.settle(digest, future, translate(error, [digest], where, what))
-        except Exception as error:
-            log.exception("reading %s failed", where)
-            for digest, future in left.items():
-                message = f"chunk {to_text(digest)} from {where}: {error!r}"
-                self._flying.settle(digest, future, SourceUnavailableError(message, retryable=False))
-
-    def _arriving(self, request: _Request, left: Collection[Digest]) -> Iterator[tuple[PackEntry, bytes]]:
-        """Those chunks of a request that are `left` to be read, as they come."""
-        groups: Sequence[Sequence[Range]] = [request.ranges]
-        if len(left) < len(request.futures):
-            entries = [entry for found in request.ranges for entry in found.entries if entry.digest in left]
-            at_once = max(1, len(request.ranges))
-            groups = planner.grouped(planner.coalesce(entries, self._limits), at_once, self._limits)
-        for ranges in groups:
-            self._stats.add(Count.REQUESTS, source=self._reader.name)
-            arriving = arrivals.Arrivals(ranges)
-            size = sum(found.length for found in ranges)
-            began = time.monotonic()
-            received = 0
-            for offset, block in arrivals.read(self._reader, request.pack.digest, ranges):
-                received += len(block)
-                self._stats.add(Count.BYTES, len(block), source=self._reader.name)
-                if received == size:
-                    self._link.note(size, time.monotonic() - began)
-                yield from arriving.feed(offset, block)
-
-    def _keep(self, digest: Digest, raw: bytes | PuzzlefsError, where: str) -> bytes | PuzzlefsError:
-        """Check and keep a chunk that was not asked for."""
-        if isinstance(raw, bytes) and sha256(raw) != digest:
-            raw = ChunkCorruptError(digest, where, "its sha256 is another")
-        if isinstance(raw, bytes):
-            if self._local is not None:
-                self._local.put(digest, raw, wanted=False)
-            self._stats.add(Count.AHEAD, source=self._reader.name)
-        else:
-            log.warning("read ahead: %s", raw)
-        return raw
 
     def _collect(self, coming: Mapping[Digest, Future[bytes]], others: Container[Digest]) -> dict[Digest, bytes]:
         """Wait for all of `coming`; those that `others` bring may fail, and lack then.

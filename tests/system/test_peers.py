@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trustme
 
 from snapshotter.daemon.statusclient import status
 from tests.support.nodes import silent, speaking
@@ -56,6 +57,43 @@ def test_a_node_reads_from_another_one_what_it_has_and_no_registry_is_needed(pai
     assert pair.between.received > 1_000_000
     assert counted(pair.one, "served_bytes") > 1_000_000
     assert status(pair.two.snapshotter.socket)["counters"]["bytes"]["peers"] == counted(pair.one, "served_bytes")
+
+
+def test_by_mutual_tls_too_and_not_with_a_certificate_of_somebody_else(
+    server: Server, plain: Published, tmp_path: Path
+) -> None:
+    """The node with a certificate of the same authority is served; the other one reads from the registry, as if nobody were
+    there."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    ours, theirs = trustme.CA(), trustme.CA()
+    settings = {
+        "one": f'listen = "{place}"\n{files(tmp_path / "one", ours, ours)}',
+        "two": f'ask = ["{place}"]\n{files(tmp_path / "two", ours, ours)}',
+        "stranger": f'ask = ["{place}"]\n{files(tmp_path / "stranger", theirs, ours)}',
+    }
+    with contextlib.ExitStack() as stack:
+        one, two, stranger = (
+            stack.enter_context(started(server, settings=f"[peers]\n{settings[name]}")) for name in ("one", "two", "stranger")
+        )
+        expected = one.containerd.run(one.pull_lazily(plain.lazy), *EVERYTHING, snapshotter="puzzlefs").text
+        reference = stranger.pull_lazily(plain.lazy)
+        assert stranger.containerd.run(reference, *EVERYTHING, snapshotter="puzzlefs").text == expected
+        assert counted(one, "served_bytes") == 0
+        reference = two.pull_lazily(plain.lazy)
+        with two.relay.gone():
+            assert two.containerd.run(reference, *EVERYTHING, snapshotter="puzzlefs").text == expected
+        assert counted(one, "served_bytes") > 1_000_000
+
+
+def files(directory: Path, issuer: trustme.CA, trusted: trustme.CA) -> str:
+    """Settings of a node with a certificate of `issuer` that trusts the nodes of `trusted`."""
+    directory.mkdir()
+    made = issuer.issue_cert("node.example")
+    trusted.cert_pem.write_to_path(directory / "ca.pem")
+    made.cert_chain_pems[0].write_to_path(directory / "node.pem")
+    made.private_key_pem.write_to_path(directory / "node.key")
+    return f'ca = "{directory}/ca.pem"\ncertificate = "{directory}/node.pem"\nkey = "{directory}/node.key"'
 
 
 def test_when_the_other_node_is_gone_the_registry_is_read(pair: Pair, plain: Published) -> None:
