@@ -18,7 +18,7 @@ python := $(venv)/bin/python
 pytest := $(python) -m pytest
 
 # every module of bench/ that is a measurement: bench/NAME.py is run by `make bench-NAME`
-benches := $(filter-out __init__ report timing,$(basename $(notdir $(wildcard bench/*.py))))
+benches := $(filter-out __init__ observation report timing,$(basename $(notdir $(wildcard bench/*.py))))
 
 demo: demo-packages
 	@$(MAKE) -j2 venv image
