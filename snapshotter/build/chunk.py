@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import fastcdc
 import pyfastcdc
@@ -74,6 +74,19 @@ class ByteReader(Protocol):
         ...
 
 
+@runtime_checkable
+class HoleReader(ByteReader, Protocol):
+    """A `ByteReader` that knows where the holes of a sparse file are."""
+
+    def hole(self) -> int:
+        """How many of the next bytes are zeros of a hole."""
+        ...
+
+    def skip(self, count: int) -> None:
+        """Leave out so many bytes of the hole, as if they had been read."""
+        ...
+
+
 class Window(Protocol):
     """Where a stream is cut: memory that its bytes are read into, and out of which its chunks are taken one after another."""
 
@@ -111,16 +124,27 @@ class Cutter:
         """Cut as `cutting` says."""
         self._maximum = cutting.maximum
         self._lengths = _cutter(cutting)
+        self._zeros = bytes(cutting.maximum)
+        # As long is every chunk that has the longest one's bytes or more before it, all of them zeros.
+        self._zero_length = next(iter(self._lengths(memoryview(self._zeros))))
 
-    def cut(self, reader: ByteReader, window: Window) -> Iterator[int]:
-        """The lengths of the chunks of what `reader` yields, in order; each is to be taken out of `window` at once.
+    def cut(self, reader: ByteReader, window: Window) -> Iterator[tuple[int, int]]:
+        """The chunks of what `reader` yields, in order: the length of each, and how many times it comes one after the other.
 
-        The reader is read to its end only if all chunks are taken.
+        Its bytes are the next ones in `window`, once, and are to be taken at once. More than once come only the zeros of a
+        `HoleReader`'s hole. The reader is read to its end only if all chunks are taken.
         """
         space = window.room(0)
         filled = 0
         ended = False
         while not ended or filled:
+            if not ended and isinstance(reader, HoleReader):
+                times = self._pass_over(reader, space[:filled])
+                if times:
+                    space[: self._zero_length] = self._zeros[: self._zero_length]
+                    yield self._zero_length, times
+                    filled = 0
+                    space = window.room(0)
             while not ended and filled < len(space):
                 count = reader.readinto(space[filled:])
                 ended = count == 0
@@ -131,10 +155,22 @@ class Cutter:
                 if not ended and filled - start < self._maximum:
                     break
                 start += length
-                yield length
+                yield length, 1
             filled -= start
             if not ended or filled:
                 space = window.room(filled)
+
+    def _pass_over(self, reader: HoleReader, waiting: memoryview) -> int:
+        """Leave out what of a hole can be cut unseen, together with the bytes that wait for a cut; how many chunks that is."""
+        zeros = len(waiting) + reader.hole()
+        if zeros < self._maximum or len(waiting) > self._maximum or waiting != self._zeros[: len(waiting)]:
+            return 0
+        times = (zeros - self._maximum) // self._zero_length + 1
+        passed = times * self._zero_length - len(waiting)
+        if passed < 0:
+            return 0
+        reader.skip(passed)
+        return times
 
 
 def _cutter(cutting: Cutting) -> Callable[[memoryview], Iterable[int]]:

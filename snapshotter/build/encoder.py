@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from types import TracebackType
 from typing import Protocol
 
@@ -25,14 +26,15 @@ Encode = Callable[[bytes], CutChunk]
 Take = Callable[[CutChunk], None]
 """Called on the thread that feeds the encoder, in the order of the chunks."""
 
-_Batch = list[tuple[bytes, list[CutChunk]]]
+Receiver = tuple[list[CutChunk], int]
+"""What a chunk is appended to, and how many times."""
 
 
 class Encoder(Window, Protocol):
     """What chunks are cut in, and what encodes them."""
 
-    def add(self, length: int, run: list[CutChunk]) -> None:
-        """Encode the next `length` bytes; their `CutChunk` is appended to `run` by the next `flush` at the latest."""
+    def add(self, length: int, run: list[CutChunk], times: int = 1) -> None:
+        """Encode the next `length` bytes. By the next `flush` at the latest `run` has their `CutChunk`, `times` times."""
         ...
 
     def flush(self) -> None:
@@ -49,9 +51,9 @@ class ParallelEncoder:
         self._encode = encode
         self._take = take
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="encode")
-        self._in_flight: deque[tuple[Future[list[CutChunk]], list[list[CutChunk]]]] = deque()
+        self._in_flight: deque[tuple[Future[list[CutChunk]], list[Receiver]]] = deque()
         self._most = 2 * count + 2
-        self._batch: _Batch = []
+        self._batch: list[tuple[bytes, Receiver]] = []
         self._batch_bytes = 0
         self._memory = Memory(chunk_max)
 
@@ -59,9 +61,9 @@ class ParallelEncoder:
         """See `Window`."""
         return self._memory.room(kept)
 
-    def add(self, length: int, run: list[CutChunk]) -> None:
+    def add(self, length: int, run: list[CutChunk], times: int = 1) -> None:
         """See `Encoder`. Raises what `encode` or `take` raised."""
-        self._batch.append((bytes(self._memory.take(length)), run))
+        self._batch.append((bytes(self._memory.take(length)), (run, times)))
         self._batch_bytes += length
         if self._batch_bytes >= BATCH:
             self._submit()
@@ -76,20 +78,20 @@ class ParallelEncoder:
         if not self._batch:
             return
         raws = [raw for raw, _ in self._batch]
-        runs = [run for _, run in self._batch]
+        receivers = [receiver for _, receiver in self._batch]
         self._batch, self._batch_bytes = [], 0
         while len(self._in_flight) >= self._most:
             self._collect()
-        self._in_flight.append((self._pool.submit(self._encode_all, raws), runs))
+        self._in_flight.append((self._pool.submit(self._encode_all, raws), receivers))
 
     def _encode_all(self, raws: list[bytes]) -> list[CutChunk]:
         return [self._encode(raw) for raw in raws]
 
     def _collect(self) -> None:
-        future, runs = self._in_flight.popleft()
-        for chunk, run in zip(future.result(), runs, strict=True):
+        future, receivers = self._in_flight.popleft()
+        for chunk, (run, times) in zip(future.result(), receivers, strict=True):
             self._take(chunk)
-            run.append(chunk)
+            run.extend(repeat(chunk, times))
 
     def __enter__(self) -> ParallelEncoder:
         """Use it in a with statement, so that its threads end."""

@@ -56,9 +56,9 @@ class FileCutter:
     def _cut(self, contents: Sequence[Content], reader: ByteReader) -> None:
         run: list[CutChunk] = []
         count = 0
-        for length in self._cutter.cut(reader, self._encoder):
-            self._encoder.add(length, run)
-            count += 1
+        for length, times in self._cutter.cut(reader, self._encoder):
+            self._encoder.add(length, run, times)
+            count += times
         self._runs.append((contents, run, count))
         self._settle()
 

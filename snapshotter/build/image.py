@@ -105,8 +105,10 @@ def convert(
     with ExitStack() as stack:
         spool = ChunkSpool(chosen.temporary)
         stack.callback(spool.close)
+        stored = sum(layer.size for image in images for layer in image.manifest.layers)
+        cutting, workers = chosen.cutting, chosen.workers
         encoder = stack.enter_context(
-            SpoolEncoder(spool, chosen.level, known.digests(), workers=chosen.workers, chunk_max=chosen.cutting.maximum)
+            SpoolEncoder(spool, chosen.level, known.digests(), workers=workers, chunk_max=cutting.maximum, expected=stored)
         )
         publisher = Publisher(destination, known, spool, report, source=destination_name)
         reader = stack.enter_context(_ImageReader(source, spool, encoder, chosen, report))
@@ -131,7 +133,7 @@ def convert(
         final,
         platforms=len(images),
         layers=sum(len(image.manifest.layers) for image in images),
-        source=sum(layer.size for image in images for layer in image.manifest.layers),
+        source=stored,
         tar=reader.tar_bytes,
         pushed=figures.pushed,
         packs_new=len(figures.packs_new),

@@ -31,7 +31,7 @@ FILE_BYTES_MAX = 1 << 40
 """Most bytes of the files of one layer, holes included: a sparse file of a few bytes in a tar can claim to have 8 EiB."""
 
 HOLE_BYTES_MAX = 64 << 30
-"""Most bytes of holes in one layer. An image stores them as zeros, so that a few bytes of a tar can cost hours."""
+"""Most bytes of holes in one layer. An image lists them as chunks of zeros: a few bytes of a tar can be 20 MB of metadata."""
 
 XATTR_KEY_MAX = 255  # XATTR_NAME_MAX
 XATTR_VALUE_MAX = 64 << 10  # XATTR_SIZE_MAX

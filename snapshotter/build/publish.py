@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from snapshotter.format.compression import METADATA_LEVEL, compress
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore
+
+PUTS = 2
+"""Packs that are stored at a time."""
 
 _BUFFER = 1 << 20
 
@@ -108,19 +112,19 @@ class Publisher:
         holders = _Holders(self._known, plan.kept)
         for pack in packs:
             self._keep(pack)
-        # One pack is stored while the next one is hashed.
-        with ThreadPoolExecutor(1, "put-pack") as putter:
-            storing: Future[None] | None = None
+        # One pack is on its way to the disk while the next one is written, and the one after it hashed.
+        with ThreadPoolExecutor(PUTS, "put-pack") as putter:
+            storing: deque[Future[None]] = deque()
             for chunks in plan.new:
                 holders.add(chunks, len(packs))
                 self._fetch(chunks)
                 pack, put = self._write(chunks)
-                if storing is not None:
-                    storing.result()
-                storing = putter.submit(put)
+                if len(storing) == PUTS:
+                    storing.popleft().result()
+                storing.append(putter.submit(put))
                 packs.append(pack)
-            if storing is not None:
-                storing.result()
+            for each in storing:
+                each.result()
         for pack in packs:
             self._known.add(pack)
         return packs, holders

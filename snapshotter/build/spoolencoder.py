@@ -13,11 +13,13 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
+from itertools import repeat
 from types import TracebackType
 
 from snapshotter.build.chunk import CutChunk
 from snapshotter.build.chunkworker import NUMBER_BYTES
-from snapshotter.build.slots import BatchEncoder, Slot, Slots
+from snapshotter.build.encoder import Receiver
+from snapshotter.build.slots import BATCH_BYTES, BatchEncoder, Slot, Slots
 from snapshotter.build.spool import ChunkSpool
 from snapshotter.errors import UnavailableError
 from snapshotter.format.digest import Digest
@@ -38,9 +40,11 @@ class SpoolEncoder:
         *,
         workers: int | None = None,
         chunk_max: int = CHUNK_MAX,
+        expected: int = 0,
     ) -> None:
         """`level` is zstd's; `known` are chunks of which only the fs-verity digest is wanted; `workers` processes, by default
-        one a core, are started when there is more than one batch; `chunk_max` is the longest chunk in bytes.
+        one a core, are started when there is more than one batch, or at once if so many bytes are `expected`; `chunk_max` is
+        the longest chunk in bytes.
         """
         self._spool = spool
         self._level = level
@@ -52,10 +56,12 @@ class SpoolEncoder:
         self._slots = Slots(self._memory, self._count, chunk_max)
         self._number = 0  # of the slot that is being filled
         self._slot: Slot | None = None
-        self._runs: list[list[CutChunk]] = []
+        self._receivers: list[Receiver] = []
         # Numbers of the slots that are being encoded, and for each of their chunks where it is to be put.
-        self._in_flight: deque[tuple[int, list[list[CutChunk]]]] = deque()
+        self._in_flight: deque[tuple[int, list[Receiver]]] = deque()
         self._pool: _Pool | None = None
+        if expected > BATCH_BYTES:
+            self._start()
 
     def room(self, kept: int) -> memoryview:
         """See `Window`.
@@ -72,11 +78,11 @@ class SpoolEncoder:
             slot.room()[:kept] = rest
         return (slot or self._next()).room()
 
-    def add(self, length: int, run: list[CutChunk]) -> None:
+    def add(self, length: int, run: list[CutChunk], times: int = 1) -> None:
         """See `Encoder`."""
         assert self._slot is not None  # noqa: S101  # for the type checker: who adds has asked for room
         self._slot.add(length)
-        self._runs.append(run)
+        self._receivers.append((run, times))
 
     def put(self, raw: bytes, run: list[CutChunk]) -> None:
         """Encode one chunk; the rest as `room` and `add` have it."""
@@ -92,8 +98,8 @@ class SpoolEncoder:
             else:
                 # Less than a batch is not worth a process.
                 slot.encode(BatchEncoder(self._level, self._known))
-                self._take(slot, self._runs)
-                self._slot, self._runs = None, []
+                self._take(slot, self._receivers)
+                self._slot, self._receivers = None, []
         while self._in_flight:
             self._collect()
 
@@ -103,26 +109,28 @@ class SpoolEncoder:
         self._slot = self._slots.slot(self._number)
         return self._slot
 
+    def _start(self) -> _Pool:
+        self._pool = _Pool(self._workers, self._memory, self._count, self._chunk_max, self._level, self._known)
+        return self._pool
+
     def _submit(self, slot: Slot) -> None:
-        if self._pool is None:
-            self._pool = _Pool(self._workers, self._memory, self._count, self._chunk_max, self._level, self._known)
         slot.release()
-        self._pool.submit(self._number)
-        self._in_flight.append((self._number, self._runs))
+        (self._pool or self._start()).submit(self._number)
+        self._in_flight.append((self._number, self._receivers))
         self._number = (self._number + 1) % self._count
-        self._slot, self._runs = None, []
+        self._slot, self._receivers = None, []
 
     def _collect(self) -> None:
-        number, runs = self._in_flight.popleft()
+        number, receivers = self._in_flight.popleft()
         if self._pool is not None:
             self._pool.wait(number)
-        self._take(self._slots.slot(number), runs)
+        self._take(self._slots.slot(number), receivers)
 
-    def _take(self, slot: Slot, runs: list[list[CutChunk]]) -> None:
+    def _take(self, slot: Slot, receivers: list[Receiver]) -> None:
         encoded = list(slot.results())
         self._spool.take(encoded)
-        for chunk, run in zip(encoded, runs, strict=True):
-            run.append(CutChunk(chunk.digest, chunk.raw_length))
+        for chunk, (run, times) in zip(encoded, receivers, strict=True):
+            run.extend(repeat(CutChunk(chunk.digest, chunk.raw_length), times))
         del encoded
         slot.release()
 

@@ -95,6 +95,15 @@ class TarReader:
             self._runs.pop()
         return 0
 
+    def hole(self) -> int:
+        """How many of the current member's next bytes are zeros of a hole."""
+        return self._runs[-1][0] if self._runs else 0
+
+    def skip(self, count: int) -> None:
+        """Leave out `count` bytes of the `hole`, as if they had been read."""
+        hole, data = self._runs[-1]
+        self._runs[-1] = (hole - count, data)
+
     def drain(self) -> None:
         """Read the source to its end: what follows the archive's last block counts for its digest."""
         self._at = len(self._block)

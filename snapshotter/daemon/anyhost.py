@@ -88,13 +88,13 @@ class _Blob:
         self._blocks: Iterator[tuple[int, bytes]] = iter(())
         self._buffer = io.BytesIO()
 
-    def read(self, size: int, /) -> bytes:
+    def readinto(self, buffer: memoryview, /) -> int:
         """See `verified.Source`."""
-        data = self._buffer.read(size)
-        if not data and self._at < self._blob.size:
+        count = self._buffer.readinto(buffer)
+        if not count and self._at < self._blob.size:
             self._buffer = io.BytesIO(self._next())
-            data = self._buffer.read(size)
-        return data
+            count = self._buffer.readinto(buffer)
+        return count
 
     def close(self) -> None:
         """Give the connection back."""

@@ -67,11 +67,17 @@ class Extent:
         except OSError as error:
             raise UnavailableError(f"{self._name}: cannot be read: {error.strerror}") from error
 
-    def read(self, size: int, /) -> bytes:
-        """At most `size` bytes from where the last `read` ended."""
-        data = self.read_at(self._at, size)
-        self._at += len(data)
-        return data
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill `buffer`, or a part of it, from where the last `readinto` ended; how many bytes, none at the end."""
+        buffer = buffer[: max(self.size - self._at, 0)]
+        if not buffer:
+            return 0
+        try:
+            count = os.preadv(self._descriptor, [buffer], self._offset + self._at)
+        except OSError as error:
+            raise UnavailableError(f"{self._name}: cannot be read: {error.strerror}") from error
+        self._at += count
+        return count
 
     def close(self) -> None:
         """Give back the file."""

@@ -116,6 +116,12 @@ class Response:
         text = self.headers.get("Content-Length", "")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
+    def readinto(self, buffer: memoryview, /) -> int:
+        """At most as many more bytes as `buffer` has room for; how many, none at the end. Raises what `read` raises."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def read(self, size: int) -> bytes:
         """At most `size` more bytes; none at the end.
 

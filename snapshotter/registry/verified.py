@@ -17,8 +17,8 @@ _BUFFER = 256 << 10
 class Source(Protocol):
     """What bytes are taken from."""
 
-    def read(self, size: int, /) -> bytes:
-        """At most `size` more bytes; none at the end."""
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Put at most as many more bytes as `buffer` has room for into it; how many, none at the end."""
         ...
 
 
@@ -32,7 +32,7 @@ class Checker:
         self.left = blob.size
         """Bytes still to come."""
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """Take the next bytes.
 
         Raises:
@@ -61,11 +61,11 @@ class _Verified(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # any buffer; io gives memoryviews
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # what io gives
         if self._failed is not None:
             raise self._failed
         try:
-            return self._next(buffer)
+            return self._next(memoryview(buffer))
         except CorruptError as error:
             # A caller that goes on reading must not take the rest for the end.
             self._failed = error
@@ -75,14 +75,13 @@ class _Verified(io.RawIOBase):
         checker = self._checker
         if checker.left == 0:
             return 0
-        data = self._source.read(min(len(buffer), checker.left))
-        if not data:
+        count = self._source.readinto(buffer[: checker.left])
+        if not count:
             raise checker.error(f"it ends {checker.left} bytes before the size in its descriptor")
-        checker.update(data)
-        if checker.left == 0 and self._source.read(1):
+        checker.update(buffer[:count])
+        if checker.left == 0 and self._source.readinto(memoryview(bytearray(1))):
             raise checker.error("it is longer than the size in its descriptor")
-        buffer[: len(data)] = data
-        return len(data)
+        return count
 
     def close(self) -> None:
         if not self.closed:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -32,7 +34,14 @@ class Dripping:
 
 def cut(reader: ByteReader, cutting: Cutting) -> list[bytes]:
     memory = Memory(cutting.maximum)
-    return [bytes(memory.take(length)) for length in Cutter(cutting).cut(reader, memory)]
+    return taken(Cutter(cutting), reader, memory)
+
+
+def taken(cutter: Cutter, reader: ByteReader, memory: Memory) -> list[bytes]:
+    chunks: list[bytes] = []
+    for length, times in cutter.cut(reader, memory):
+        chunks += [bytes(memory.take(length))] * times
+    return chunks
 
 
 def lengths(data: bytes, cutting: Cutting) -> list[int]:
@@ -55,6 +64,48 @@ def test_zeros_are_cut_at_the_maximum() -> None:
     assert lengths(bytes(600 * 1024), Cutting()) == [262144, 262144, 600 * 1024 - 2 * 262144]
 
 
+class Holed:
+    """A reader of `data` that says where it has runs of zeros, and counts what is read of it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+        self.read = 0
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = min(len(buffer), self.hole() or len(self._data) - self._at)
+        buffer[:count] = self._data[self._at : self._at + count]
+        self._at += count
+        self.read += count
+        return count
+
+    def hole(self) -> int:
+        rest = self._data[self._at :]
+        return len(rest) - len(rest.lstrip(b"\0"))
+
+    def skip(self, count: int) -> None:
+        assert count <= self.hole()
+        self._at += count
+
+
+SMALL = Cutting(minimum=256, average=1024, maximum=4096)
+
+
+@pytest.mark.parametrize("algorithm", ["2020", "2016"])
+@given(st.lists(st.tuples(st.integers(0, 30_000), st.integers(0, 3000)), max_size=5))
+def test_holes_are_cut_as_zeros_are(algorithm: Literal["2020", "2016"], runs: list[tuple[int, int]]) -> None:
+    data = b"".join(bytes(hole) + noise(str(hole), length) for hole, length in runs)
+    cutting = replace(SMALL, algorithm=algorithm)
+    assert cut(Holed(data), cutting) == cut(io.BytesIO(data), cutting)
+
+
+def test_of_a_large_hole_only_its_ends_are_looked_at() -> None:
+    reader = Holed(noise("before", 100_000) + bytes(100 << 20) + noise("behind", 100_000))
+    chunks = cut(reader, Cutting())
+    assert sum(map(len, chunks)) == 200_000 + (100 << 20)
+    assert reader.read < 10 << 20
+
+
 def test_nothing_is_no_chunk() -> None:
     assert lengths(b"", Cutting()) == []
 
@@ -71,7 +122,7 @@ def test_a_cutter_cuts_one_stream_after_another() -> None:
     """Also when they lie one after another in the same memory, and go on at its beginning when there is no room."""
     cutter, memory = Cutter(Cutting()), Memory(Cutting().maximum)
     streams = [noise(str(number % 3), 500_000 + 100_000 * (number % 3)) for number in range(20)]
-    found = [[bytes(memory.take(length)) for length in cutter.cut(io.BytesIO(data), memory)] for data in streams]
+    found = [taken(cutter, io.BytesIO(data), memory) for data in streams]
     assert [b"".join(chunks) for chunks in found] == streams
     assert found == [cut(io.BytesIO(data), Cutting()) for data in streams]
 

@@ -204,3 +204,20 @@ def test_a_whiteout_is_part_of_the_message() -> None:
         number_of_it = rootfs.inode(1).entries[0].ino
         assert rootfs.inode(number_of_it).kind is Kind.WHT
         rootfs.close()
+
+
+def test_the_holes_of_a_sparse_member_are_cut_as_its_zeros_are(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        for offset in (0, 5_000_000, 5_100_000, 30_000_000):
+            file.seek(offset)
+            file.write(noise(f"at {offset}", 70_000))
+        file.truncate(40_000_000)
+
+    def tar(*options: str) -> bytes:
+        command = ["tar", "-C", tmp_path, "--hole-detection=raw", *options, "-cf", "-", "sparse"]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+    with Builder(Cutting()) as builder:
+        plain, sparse = builder.tar(tar()), builder.tar(tar("--sparse"))
+        assert builder.layer(sparse).message == builder.layer(plain).message
+        assert builder.content(at(sparse, b"sparse")) == (tmp_path / "sparse").read_bytes()

@@ -242,4 +242,4 @@ def test_a_stream_is_cut() -> None:
             while at < len(stream):
                 expected.append(cut(stream[at : at + 262144 + 1]))
                 at += expected[-1]
-            assert [len(memory.take(length)) for length in cutter.cut(io.BytesIO(stream), memory)] == expected
+            assert [len(memory.take(length)) for length, _ in cutter.cut(io.BytesIO(stream), memory)] == expected
