@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.format.annotations import PACKS_MAX, PackPlace
@@ -20,6 +21,8 @@ from snapshotter.format.pack import HEADER, PackEntry, PackIndex, trailer
 
 PACK_BYTES = 256 << 20
 """A layer's new chunks are split into packs of about this size, so that one upload never has to be repeated whole."""
+
+_BLOCK = 1 << 20
 
 NEW_PACKS_KEPT = 4
 """So many new packs stay apart even where that means writing chunks of an old one anew."""
@@ -120,48 +123,92 @@ class WrittenPack:
     index: PackIndex
 
 
+class Place(Protocol):
+    """Where a chunk's stored form is, and what it is (`spool.SpooledChunk`)."""
+
+    @property
+    def offset(self) -> int:
+        """Its first byte."""
+        ...
+
+    @property
+    def stored_length(self) -> int:
+        """Its bytes."""
+        ...
+
+    @property
+    def raw_length(self) -> int:
+        """Bytes of the chunk itself."""
+        ...
+
+    @property
+    def codec(self) -> Codec:
+        """What it is stored in."""
+        ...
+
+
+Read = Callable[[memoryview, int], int]
+"""Puts what lies from an offset on where places say into a buffer, or a part of it; how many bytes these are."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedPack(WrittenPack):
-    """A pack that is to be written: also where each of its chunks begins, and what follows the chunks."""
+    """A pack that is to be written: also where its bytes come from, and what follows the chunks.
+
+    Chunks that lie one after another where they come from are one run: it begins at byte `starts[n]` of the pack and at
+    `sources[n]` there.
+    """
 
     starts: Sequence[int]
+    sources: Sequence[int]
     end: bytes
 
 
-def plan_pack(chunks: Iterable[Digest], read: Callable[[Digest], StoredChunk]) -> PlannedPack:
-    """What a pack of `chunks`, in that order, will be; `read` gives each one's stored form.
+def plan_pack(chunks: Iterable[Digest], find: Callable[[Digest], Place], read: Read) -> PlannedPack:
+    """What a pack of `chunks`, in that order, will be; `find` says where the stored form of each is, and `read` reads there.
 
     Nothing is written: `PackStream` gives the pack's bytes.
     """
-    whole = hashlib.sha256(HEADER)
     entries: list[PackEntry] = []
+    starts, sources = array("Q"), array("Q")
     offset = len(HEADER)
+    following = -1
     for digest in chunks:
-        chunk = read(digest)
-        whole.update(chunk.data)
-        entries.append(PackEntry(digest, chunk.raw_length, offset, len(chunk.data), chunk.codec))
-        offset += len(chunk.data)
-    starts = array("Q", (entry.offset for entry in entries))
-    end, index_length = trailer(entries, offset)
-    whole.update(end)
-    place = PackPlace(Digest(whole.digest()), offset, index_length)
-    return PlannedPack(place, offset + len(end), PackIndex.parse(end[:index_length], offset), starts, end)
+        place = find(digest)
+        entries.append(PackEntry(digest, place.raw_length, offset, place.stored_length, place.codec))
+        if place.offset != following:
+            starts.append(offset)
+            sources.append(place.offset)
+        following = place.offset + place.stored_length
+        offset += place.stored_length
+    whole = hashlib.sha256(HEADER)
+    for start, end, source in zip(starts, [*starts[1:], offset], sources, strict=True):
+        _hash(whole, read, source, end - start)
+    end_bytes, index_length = trailer(entries, offset)
+    whole.update(end_bytes)
+    written = PackPlace(Digest(whole.digest()), offset, index_length)
+    index = PackIndex.parse(end_bytes[:index_length], offset)
+    return PlannedPack(written, offset + len(end_bytes), index, starts, sources, end_bytes)
+
+
+def _hash(whole: hashlib._Hash, read: Read, source: int, left: int) -> None:
+    buffer = memoryview(bytearray(min(_BLOCK, left)))
+    while left:
+        count = read(buffer[:left], source)
+        whole.update(buffer[:count])
+        source += count
+        left -= count
 
 
 class PackStream(io.RawIOBase):
-    """The bytes of a pack, read chunk by chunk as they are asked for, from any place on: an upload may begin again."""
+    """The bytes of a pack, read as they are asked for, from any place on: an upload may begin again."""
 
-    def __init__(self, chunks: Sequence[Digest], pack: PlannedPack, read: Callable[[Digest], StoredChunk]) -> None:
-        """`pack` as `plan_pack` gave it for the same `chunks` and `read`."""
+    def __init__(self, pack: PlannedPack, read: Read) -> None:
+        """`pack` as `plan_pack` gave it for the same `read`."""
         super().__init__()
-        self._chunks = chunks
-        self._size = pack.size
-        self._end = pack.end
+        self._pack = pack
         self._read = read
-        self._starts = pack.starts
-        self._chunks_end = pack.place.index_offset
         self._at = 0
-        self._held = (0, HEADER)
 
     def readable(self) -> bool:
         """See `io.RawIOBase`."""
@@ -177,28 +224,29 @@ class PackStream(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """See `io.RawIOBase`."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._pack.size}[whence]
         self._at = max(base + offset, 0)
         return self._at
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # any buffer; io gives memoryviews
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # what io gives
         """See `io.RawIOBase`."""
-        if self._at >= self._size:
-            return 0
-        start, held = self._held
-        if not start <= self._at < start + len(held):
-            start, held = self._held = self._part()
-        within = self._at - start
-        count = min(len(buffer), len(held) - within)
-        buffer[:count] = held[within : within + count]
+        count = self._next(memoryview(buffer))
         self._at += count
         return count
 
-    def _part(self) -> tuple[int, bytes]:
-        """The part of the pack that the next byte is in, and where it begins."""
-        if self._at < len(HEADER):
-            return 0, HEADER
-        if self._at >= self._chunks_end:
-            return self._chunks_end, self._end
-        row = bisect_right(self._starts, self._at) - 1
-        return self._starts[row], self._read(self._chunks[row]).data
+    def _next(self, buffer: memoryview) -> int:
+        at, chunks_end = self._at, self._pack.place.index_offset
+        if at < len(HEADER):
+            return _copy(buffer, HEADER[at:])
+        if at >= chunks_end:
+            return _copy(buffer, self._pack.end[at - chunks_end :])
+        starts = self._pack.starts
+        run = bisect_right(starts, at) - 1
+        end = starts[run + 1] if run + 1 < len(starts) else chunks_end
+        return self._read(buffer[: end - at], self._pack.sources[run] + at - starts[run])
+
+
+def _copy(buffer: memoryview, data: bytes) -> int:
+    count = min(len(buffer), len(data))
+    buffer[:count] = data[:count]
+    return count

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.documents import OCI_CONFIG, describe, new_config, new_manifest
-from snapshotter.build.pack import PackStream, StoredChunk, plan_pack, plan_packs
+from snapshotter.build.pack import PackStream, plan_pack, plan_packs
 from snapshotter.build.progress import Progress, Report
 from snapshotter.build.reuse import KnownPacks, StoredPack
 from snapshotter.build.rewrite import PackCopier
@@ -162,17 +162,13 @@ class Publisher:
                 chunk = copier.read(digest)
                 self._spool.keep(digest, chunk.codec, chunk.raw_length, chunk.data)
 
-    def _read(self, digest: Digest) -> StoredChunk:
-        place = self._stored(digest)
-        return StoredChunk(place.codec, place.raw_length, self._spool.read(place))
-
     def _write(self, chunks: Sequence[Digest]) -> tuple[StoredPack, Callable[[], None]]:
         """A new pack, and what puts it. It is read twice, to learn its digest and to store it, and never written elsewhere."""
-        pack = plan_pack(chunks, self._read)
+        pack = plan_pack(chunks, self._stored, self._spool.readinto)
         self.figures.packs_new.add(pack.place.pack)
 
         def put() -> None:
-            with io.BufferedReader(PackStream(chunks, pack, self._read), _BUFFER) as data:
+            with io.BufferedReader(PackStream(pack, self._spool.readinto), _BUFFER) as data:
                 self._put(Descriptor(MEDIA_TYPE_PACK, pack.place.pack, pack.size), data)
 
         return StoredPack(pack.place, pack.size, pack.index, self._store), put

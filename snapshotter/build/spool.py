@@ -11,8 +11,8 @@ import os
 import tempfile
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from snapshotter.build.chunk import ByteReader
 from snapshotter.build.digesttable import DigestTable
@@ -139,8 +139,7 @@ class _SpoolReader:
         return count
 
 
-@dataclass(frozen=True, slots=True)
-class SpooledChunk:
+class SpooledChunk(NamedTuple):
     """A chunk in its stored form: where in the spool, how long, and how long it is raw."""
 
     offset: int
@@ -209,6 +208,10 @@ class ChunkSpool:
         if number is None or not self._stored[number]:
             return None
         return SpooledChunk(self._offsets[number], self._stored[number], self._raw[number], Codec(self._codecs[number]))
+
+    def readinto(self, buffer: memoryview, offset: int) -> int:
+        """Read stored forms, one after another as they lie, from byte `offset` on; how many bytes were read, at least one."""
+        return self._file.readinto(buffer, offset)
 
     def read(self, place: SpooledChunk) -> bytes:
         """The stored form of the chunk that is at `place`."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.build.pack import PackPlan, PackStream, StoredChunk, plan_pack, plan_packs
-from snapshotter.format.compression import Codec, decode_chunk, encode_chunk
+from snapshotter.build.pack import PackPlan, PackStream, PlannedPack, plan_pack, plan_packs
+from snapshotter.build.spool import SpooledChunk
+from snapshotter.format.compression import decode_chunk, encode_chunk
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackIndex, parse_footer
 from tests.support.chunks import some_chunks
@@ -99,15 +102,40 @@ def test_every_chunk_is_in_exactly_one_place_and_packs_are_few(
     assert list(plan.kept) == sorted(plan.kept)
 
 
-def test_what_is_written_can_be_read_by_ranges() -> None:
-    chunks = {sha256(raw): raw for raw in some_chunks(30)}
+class Stored:
+    """Chunks in their stored form, one after another, a gap before every third one; `chunks` the other way round."""
 
-    def stored(digest: Digest) -> StoredChunk:
-        codec, data = encode_chunk(chunks[digest], 3)
-        return StoredChunk(codec, len(chunks[digest]), data)
+    def __init__(self, raws: Sequence[bytes]) -> None:
+        self.chunks = {sha256(raw): raw for raw in reversed(raws)}
+        self._places: dict[Digest, SpooledChunk] = {}
+        self._bytes = b""
+        for number, (digest, raw) in enumerate(sorted(self.chunks.items(), key=lambda item: len(item[1]))):
+            codec, data = encode_chunk(raw, 3)
+            self._bytes += b"gap" if number % 3 == 0 else b""
+            self._places[digest] = SpooledChunk(len(self._bytes), len(data), len(raw), codec)
+            self._bytes += data
 
-    pack = plan_pack(list(chunks), stored)
-    stream = PackStream(list(chunks), pack, stored)
+    def find(self, digest: Digest) -> SpooledChunk:
+        return self._places[digest]
+
+    def readinto(self, buffer: memoryview, offset: int) -> int:
+        """Little at a time."""
+        piece = self._bytes[offset : offset + min(len(buffer), 10_000)]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def stream(self, order: Sequence[Digest]) -> tuple[PlannedPack, PackStream]:
+        pack = plan_pack(order, self.find, self.readinto)
+        return pack, PackStream(pack, self.readinto)
+
+
+@pytest.mark.parametrize("order", ["as they lie", "other"])
+def test_what_is_written_can_be_read_by_ranges(order: str) -> None:
+    stored = Stored(some_chunks(30))
+    chunks = stored.chunks
+    if order == "as they lie":
+        chunks = {digest: chunks[digest] for digest in sorted(chunks, key=lambda digest: stored.find(digest).offset)}
+    pack, stream = stored.stream(list(chunks))
     blob = stream.read()
     for start in (0, 5, len(HEADER), 10_000, pack.place.index_offset, pack.size - 1, pack.size, pack.size + 9):
         assert stream.seek(start) == stream.tell() == start
@@ -131,12 +159,5 @@ def test_what_is_written_can_be_read_by_ranges() -> None:
 
 def test_a_pack_does_not_look_like_a_compressed_layer() -> None:
     """Its diff ID is its digest; containerd's DetectCompression would decompress what begins like gzip or zstd."""
-    raw = b"compressible " * 1000
-    pack = plan_pack([sha256(raw)], lambda digest: StoredChunk(*_stored(raw)))
-    packed = PackStream([sha256(raw)], pack, lambda digest: StoredChunk(*_stored(raw)))
+    _, packed = Stored([b"compressible " * 1000]).stream([sha256(b"compressible " * 1000)])
     assert not packed.read().startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"))
-
-
-def _stored(raw: bytes) -> tuple[Codec, int, bytes]:
-    codec, data = encode_chunk(raw, 3)
-    return codec, len(raw), data
