@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import logging
 import os
 import select
 import signal
@@ -29,7 +30,7 @@ from snapshotter.errors import AlreadyExistsError, InvalidError, NotFoundError
 from snapshotter.format.digest import Digest
 from snapshotter.mount import messages, workerproto
 from snapshotter.mount.connection import Connection
-from snapshotter.mount.failures import FailureReporter
+from snapshotter.mount.failures import FailureReport, FailureReporter
 from snapshotter.mount.journal import Journal
 from snapshotter.mount.messages import Message
 from snapshotter.mount.processors import Processors
@@ -52,6 +53,9 @@ Report = Callable[[], Mapping[str, Any]]
 SWITCH_INTERVAL = 0.0005
 """How long a thread may hold the interpreter while another waits, in seconds: the default of 5 ms is what a reader would
 wait for while the event loop is busy."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class _Replaceable:
@@ -294,13 +298,16 @@ class Worker:
         self._failures.report(layer.add.name, layer.tree, failure)
 
     def _emit(self, event: Event) -> None:
-        self._send(workerproto.event_message(event))
+        if not self._send(workerproto.event_message(event)) and isinstance(event, FailureReport):
+            _log.error("%s", event)  # what the daemon would do, which is away
 
-    def _send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
-        # Nobody there to hear it is no reason to stop serving.
+    def _send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
+        """Whether a daemon is there to hear it; that none is, is no reason to stop serving."""
         with self._send_lock, contextlib.suppress(OSError):
             if self._control is not None:
                 messages.send(self._control, message, fds)
+                return True
+        return False
 
 
 def main(

@@ -297,6 +297,24 @@ def test_failures_reach_the_daemon_with_names(daemon: Daemon, image: Path, tmp_p
     assert lost in report.error
 
 
+def test_failures_are_logged_while_no_daemon_is_there(image: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By the worker itself, to where the daemon's own log goes."""
+    with contextlib.closing(Daemon()) as daemon:
+        point = tmp_path / "m"
+        daemon.mount(image, point)
+        daemon.worker.detach()
+        lost = sha256(QUICK[:PIECE]).hex()
+        (image / "chunks" / lost).unlink()
+        with pytest.raises(OSError):
+            (point / "quick").read_bytes()
+        logged, deadline = "", time.monotonic() + PATIENCE
+        while "\n" not in logged and time.monotonic() < deadline:
+            logged += capfd.readouterr().err
+            time.sleep(0.01)
+        assert "read failed: layer of image, file /quick, " in logged
+        assert lost in logged
+
+
 def test_a_mount_that_cannot_be_served_is_refused(daemon: Daemon, image: Path, tmp_path: Path) -> None:
     description = daemon.description(image, tmp_path / "m")
     connection = Connection.open({})
