@@ -43,7 +43,7 @@ FILES_MAX = 64
 """Files of one program that are looked at."""
 
 IMPORT_LEVELS = 32
-"""How far modules that import modules are followed. `import numpy` is 6 levels deep."""
+"""How far modules that import modules are followed. `import numpy` is 8 levels deep."""
 
 REMEMBERED = 4096
 """Files of a mount that are not looked at again."""
@@ -125,20 +125,21 @@ class Loading:
         return modules
 
     def _import(self, modules: Sequence[Module]) -> None:
-        """Have what `modules` import brought, and what that imports, level by level."""
+        """Have what `modules` import brought, and what that imports, level by level. What extensions need comes a level later:
+        they have to come first."""
         level = modules
         for _ in range(IMPORT_LEVELS):
             found: dict[Module, None] = {}
             for module in level:
-                data = self._bytes(module.ino, 0, companions.SMALL_FILE)
-                found.update(dict.fromkeys(self._modules.imported_by(module, data)))
+                if not module.extension:
+                    data = self._bytes(module.ino, 0, companions.SMALL_FILE)
+                    found.update(dict.fromkeys(self._modules.imported_by(module, data)))
             fresh = [module for module in found if self._new([module.ino])]
+            self._store.expect([ref for module in fresh for ref in self._beginning(module.ino)])
+            self._load([module.ino for module in level if module.extension])
             if not fresh:
                 return
-            self._store.expect([ref for module in fresh for ref in self._beginning(module.ino)])
-            extensions = [module.ino for module in fresh if module.extension]
-            self._load(extensions)
-            level = [module for module in fresh if not module.extension]
+            level = fresh
 
     def _around(self, ino: int, offset: int, length: int) -> list[ChunkRef]:
         """What is fetched with a part of a program."""
