@@ -45,6 +45,9 @@ FILES_MAX = 64
 IMPORT_LEVELS = 32
 """How far modules that import modules are followed. `import numpy` is 8 levels deep."""
 
+MODULES_MAX = 2048
+"""Modules that are brought with one. `import numpy` has 124."""
+
 REMEMBERED = 4096
 """Files of a mount that are not looked at again."""
 
@@ -128,13 +131,15 @@ class Loading:
         """Have what `modules` import brought, and what that imports, level by level. What extensions need comes a level later:
         they have to come first."""
         level = modules
+        left = MODULES_MAX
         for _ in range(IMPORT_LEVELS):
             found: dict[Module, None] = {}
             for module in level:
                 if not module.extension:
                     data = self._bytes(module.ino, 0, companions.SMALL_FILE)
                     found.update(dict.fromkeys(self._modules.imported_by(module, data)))
-            fresh = [module for module in found if self._new([module.ino])]
+            fresh = [module for module in found if self._new([module.ino])][:left]
+            left -= len(fresh)
             self._store.expect([ref for module in fresh for ref in self._beginning(module.ino)])
             self._load([module.ino for module in level if module.extension])
             if not fresh:

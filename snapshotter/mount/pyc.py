@@ -16,6 +16,12 @@ from typing import NamedTuple
 HEADER = 16
 """Bytes before the code: magic number, flags, and the source's time and size or its hash (PEP 552)."""
 
+NAMES_MAX = 4096
+"""Names in the imports of one module that are looked at. PyTorch's largest has some 300."""
+
+NAME_MAX = 1024
+"""Bytes of a name: a longer one is no file's."""
+
 _REF = 0x80
 _DEPTH_MAX = 1000
 _SKIPPED_BETWEEN = 16  # instructions and caches between a condition's names and its jump
@@ -78,8 +84,13 @@ def imports(data: bytes) -> list[Import]:
     if not is_bytecode(data):
         return []
     found: list[Import] = []
+    left = NAMES_MAX
     with contextlib.suppress(IndexError, ValueError):
-        found.extend(_Module(data, _RELEASES[int.from_bytes(data[:2], "little")]).imports())
+        for one in _Module(data, _RELEASES[int.from_bytes(data[:2], "little")]).imports():
+            left -= 1 + len(one.names)
+            if left < 0:
+                break
+            found.append(one)
     return found
 
 
@@ -102,7 +113,7 @@ class _Module:
         constants = self._behind(code)
         items, names = self._items(constants)
         texts, _ = self._items(names)
-        yield from self._instructions(self._text(code), items, texts)
+        yield from self._instructions(self._text(code, len(data)), items, texts)
 
     def _instructions(self, code: bytes, constants: list[int], names: list[int]) -> Iterator[Import]:
         release = self._release
@@ -200,7 +211,8 @@ class _Module:
             raise ValueError("no number")
         return int.from_bytes(self._data[at + 1 : at + 5], "little")
 
-    def _text(self, at: int) -> bytes:
+    def _text(self, at: int, longest: int = NAME_MAX) -> bytes:
+        """The text `at`, or that it refers to. Many may refer to one, so that none is longer than `longest`."""
         data = self._data
         kind = data[at] & ~_REF
         if kind == ord("r"):
@@ -209,7 +221,10 @@ class _Module:
         if kind in _SHORT:
             return data[at + 2 : at + 2 + data[at + 1]]
         if kind in _LONG:
-            return data[at + 5 : at + 5 + self._size(at + 1)]
+            size = self._size(at + 1)
+            if size > longest:
+                raise ValueError("too long")
+            return data[at + 5 : at + 5 + size]
         raise ValueError("no text")
 
     def _texts(self, at: int | None) -> tuple[bytes, ...]:
@@ -221,6 +236,8 @@ class _Module:
         if self._data[at] & ~_REF not in b")(":
             return ()
         count, place = self._tuple(at)
+        if count > NAMES_MAX:
+            raise ValueError("too many names")
         texts = []
         for _ in range(count):
             texts.append(self._text(place))

@@ -18,6 +18,7 @@ from snapshotter.format.pack import FOOTER_SIZE, parse_footer
 from snapshotter.format.writer import encode
 from snapshotter.registry import peerprotocol
 from snapshotter.registry.base import Descriptor
+from tests.support import modules, programs
 from tests.support.chunks import make_pack, some_chunks
 from tests.support.images import Layer
 
@@ -112,6 +113,11 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "reference": b"registry.example:5000/library/app:1@sha256:" + b"0" * 64,
         },
         "pack": {"index": index, "footer": blob[-FOOTER_SIZE:]},
+        "program": {
+            "library": programs.program([b"liba.so.1", b"libb.so"], b"/lib64/ld.so", code=100)[: 8 << 10],
+            "source": modules.SOURCE.encode(),
+            **{f"compiled-{release}": data for release, data in modules.releases().items() if release != "this"},
+        },
         "peer": {
             "requests": peerprotocol.request(CHUNK) + peerprotocol.request(sha256(b"y")),
             "answers": peerprotocol.answer(404, 0)

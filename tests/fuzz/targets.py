@@ -23,9 +23,11 @@ from snapshotter.build.tarheader import TarHeader
 from snapshotter.errors import PuzzlefsError
 from snapshotter.format import annotations as layer_labels
 from snapshotter.format.compression import Codec, compress, decode_chunk, decode_seekable, decompress
-from snapshotter.format.model import CHUNK_MAX, NAME_MAX, ChunkVerity, Kind
+from snapshotter.format.model import CHUNK_MAX, NAME_MAX, ChunkVerity, DirEntry, Kind
 from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackIndex, parse_footer
 from snapshotter.format.rootfs import Rootfs
+from snapshotter.mount import companions, elf, pyc, pysource
+from snapshotter.mount.places import Places
 from snapshotter.mount.tree import Tree
 from snapshotter.registry import peerprotocol, reference
 from snapshotter.registry.documents import is_index, manifest_type, parse_object
@@ -48,8 +50,11 @@ def metadata(data: bytes) -> None:
     """A rootfs message as a mount sees it: opened, surveyed, walked from the root, its files' reads planned."""
     for as_layer in (False, True):
         tree = Tree(Rootfs.open(data), as_layer=as_layer)
+        places = Places(tree)
         for ino in itertools.islice(_walk(tree), INODES_LOOKED_AT):
             _look_at(tree, ino)
+            place = places.of(ino)
+            assert place is None or DirEntry(ino, place.name) in tree.entries(place.directory)
         _answers(tree.statfs)
         tree.close()
     rootfs = Rootfs.open(data)
@@ -214,7 +219,27 @@ def peer(data: bytes) -> None:
                         stream.exactly(length)
 
 
-_ALL: Sequence[Target] = (metadata, tar, stream, zstd, manifest, labels, pack, peer)
+def program(data: bytes) -> None:
+    """What is foreseen from files: of ELF files their parts and what they need, of Python modules what they import."""
+
+    def read(offset: int, length: int) -> bytes:
+        assert offset >= 0
+        assert 0 <= length <= LIMIT
+        return data[offset : offset + length]
+
+    found = elf.parse(data[: elf.HEAD])
+    if found is not None:
+        assert len(elf.needed(found, read)) <= elf.NEEDED_MAX
+        elf.interpreter(found, read)
+        for segment in found.segments:
+            companions.around(segment, len(data), 4096, len(data))
+        assert sum(length for _, length in companions.mapped(found)) <= companions.SEGMENTS_MAX
+    for one in (*pyc.imports(data), *pysource.imports(data)):
+        assert one.level >= 0
+        assert len(one.name) + sum(map(len, one.names)) <= 256 * len(data)
+
+
+_ALL: Sequence[Target] = (metadata, tar, stream, zstd, manifest, labels, pack, peer, program)
 TARGETS: Mapping[str, Target] = {target.__name__: target for target in _ALL}
 
 

@@ -81,6 +81,13 @@ def test_what_is_no_module_imports_nothing(data: bytes) -> None:
     assert pyc.imports(data) == []
 
 
+def test_a_list_that_is_repeated_without_end_is_cut() -> None:
+    names = ", ".join(f"n{number}" for number in range(1000))
+    found = pyc.imports(compiled(f"from m import {names}\n" * 100))
+    assert sum(1 + len(one.names) for one in found) <= pyc.NAMES_MAX
+    assert pyc.imports(compiled(f"import {'x' * (pyc.NAME_MAX + 1)}\nimport y\n")) == []
+
+
 @given(st.binary(max_size=400))
 def test_whatever_follows_the_header_does_no_harm(rest: bytes) -> None:
     pyc.imports(importlib.util.MAGIC_NUMBER + bytes(12) + rest)
