@@ -132,7 +132,8 @@ class Node:
         if not stores:
             return noted
         stop = self._complete(packs, sources, layer, verity_of) if complete and verity_of is not None else lambda: None
-        return Foreseen(noted, unnoted, lambda: stores[self._health.best(fetched)], stop)
+        told = partial(self._prefetches.fetches, layer)
+        return Foreseen(noted, unnoted, lambda: stores[self._health.best(fetched)], stop, told)
 
     def _link(self, source: BlobReader) -> Link:
         """What is known of the way to `source`, which many layers may be read from."""

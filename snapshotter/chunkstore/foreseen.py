@@ -30,18 +30,25 @@ class Foreseen:
         unnoted: ChunkStore,
         choose: Callable[[], PackStore],
         on_close: Callable[[], None] = lambda: None,
+        told: Callable[[], bool] = lambda: False,
     ) -> None:
         """`unnoted`: the members behind the one of `inner` that notes what is read. `on_close` is called when nobody reads
-        through this any more, so that nothing is to be brought for it either."""
+        through this any more, so that nothing is to be brought for it either. `told`: see `Foreseeing`."""
         self._inner = inner
         self._unnoted = unnoted
         self._on_close = on_close
+        self._told = told
         self._choose = choose
         self._near: AtHand | None = inner if isinstance(inner, AtHand) else None
 
     @property
     def name(self) -> str:
         return self._inner.name
+
+    @property
+    def told(self) -> bool:
+        """See `Foreseeing`."""
+        return self._told()
 
     @property
     def risk(self) -> int:

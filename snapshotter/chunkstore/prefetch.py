@@ -41,7 +41,8 @@ class Prefetches:
     def __init__(self, indexes: IndexStore) -> None:
         self._indexes = indexes
         self._lock = threading.Lock()
-        self._threads: set[threading.Thread] = set()
+        self._threads: dict[threading.Thread, str] = {}
+        """With the layer that each fetches for."""
         self._closed = False
 
     def begin(
@@ -56,8 +57,13 @@ class Prefetches:
         with self._lock:
             if self._closed:
                 return
-            self._threads.add(thread)
+            self._threads[thread] = start.layer
             thread.start()
+
+    def fetches(self, layer: str) -> bool:
+        """Whether the start of `layer` is on its way."""
+        with self._lock:
+            return layer in self._threads.values()
 
     def settle(self) -> None:
         """Wait until everything that has begun has ended."""
@@ -92,7 +98,7 @@ class Prefetches:
             log.exception("layer %s: fetching its start failed", start.layer)
         finally:
             with self._lock:
-                self._threads.discard(threading.current_thread())
+                self._threads.pop(threading.current_thread(), None)
 
     def _in_order(self, place: PackPlace, sources: Sequence[BlobReader]) -> list[Digest]:
         index = self._indexes.open(place, sources)

@@ -62,6 +62,11 @@ class Recorded:
         return self._inner.get(wanted)
 
     @property
+    def told(self) -> bool:
+        """See `Foreseeing`."""
+        return isinstance(self._inner, Foreseeing) and self._inner.told
+
+    @property
     def risk(self) -> int:
         """See `Foreseeing`."""
         return self._inner.risk if isinstance(self._inner, Foreseeing) else 0

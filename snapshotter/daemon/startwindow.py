@@ -83,6 +83,11 @@ class Started:
         return self._inner.local(wanted) if isinstance(self._inner, AtHand) else None
 
     @property
+    def told(self) -> bool:
+        """See `Foreseeing`."""
+        return isinstance(self._inner, Foreseeing) and self._inner.told
+
+    @property
     def risk(self) -> int:
         """See `Foreseeing`."""
         return self._inner.risk if isinstance(self._inner, Foreseeing) else 0

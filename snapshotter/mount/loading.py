@@ -79,6 +79,8 @@ class Loading:
         Raises:
             CorruptError, NotFoundError: the metadata break a rule of the format.
         """
+        if self._store.told:
+            return
         own = companions.chunks(self._tree.plan(ino, offset, length))
         more = companions.of_small_file(self._tree, self._places, ino, self._has) or self._around(ino, offset, length)
         if not set(more) <= set(own):
@@ -92,7 +94,7 @@ class Loading:
             CorruptError, NotFoundError: a file or the metadata break a rule of the format.
             ChunkMissingError, SourceUnavailableError: it cannot be had.
         """
-        if not self._new([ino]):
+        if self._store.told or not self._new([ino]):
             return
         started = self._load([ino])
         module = self._modules.at(ino)

@@ -79,6 +79,10 @@ class _Replaceable:
         return None if self._near is None else self._near.local(wanted)
 
     @property
+    def told(self) -> bool:
+        return self._foreseeing is not None and self._foreseeing.told
+
+    @property
     def risk(self) -> int:
         return 0 if self._foreseeing is None else self._foreseeing.risk
 

@@ -12,6 +12,7 @@ import pytest
 from snapshotter.chunkstore.base import ChunkRef, Foreseeing
 from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.foreseen import Foreseen
+from snapshotter.chunkstore.prefetch import Start
 from snapshotter.chunkstore.recorder import Recorded
 from snapshotter.daemon.startwindow import Started, StartWindow
 from snapshotter.errors import UnavailableError
@@ -55,6 +56,28 @@ def test_what_is_expected_comes_and_is_not_asked_for_again(setup: Setup) -> None
     assert sorted(offset for _, offset, _ in setup.blobs.asked) == [ENTRIES[4].offset, ENTRIES[30].offset]
     assert setup.chain.get(refs(CHUNKS[4:10])) == CHUNKS[4:10]
     assert len(setup.blobs.asked) == 2
+
+
+def test_while_a_recorded_start_is_on_its_way_what_is_read_is_told(setup: Setup) -> None:
+    go_on = threading.Event()
+
+    def wait(digest: Digest, offset: int, length: int) -> None:
+        assert go_on.wait(PATIENCE), "nobody let the source go on"
+
+    setup.blobs.before = wait
+    chain = setup.node.chain([PLACE], [setup.blobs], "layer")
+    other = setup.node.chain([PLACE], [setup.blobs], "another layer")
+    assert isinstance(chain, Foreseeing)
+    assert isinstance(other, Foreseeing)
+    assert not chain.told
+    setup.node.bring([PLACE], [setup.blobs], Start("layer", profile=PLACE.pack))
+    try:
+        assert chain.told
+        assert not other.told
+    finally:
+        go_on.set()
+        setup.node.settle()
+    assert not chain.told
 
 
 def test_what_is_looked_at_is_no_read(setup: Setup, tmp_path: Path) -> None:

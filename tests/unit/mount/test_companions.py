@@ -33,6 +33,7 @@ class Foreseeing(StubStore):
         self.expected: list[ChunkRef] = []
 
     risk = 0
+    told = False
 
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         self.expected += wanted
@@ -279,6 +280,18 @@ class TestLoading:
             loading.missed(numbers[path], 1 << 20, 4096)
             counts.append(len(store.expected))
         assert counts == [1 + (AROUND_FIRST * 3 // 2 << number) // 16384 for number in range(3)]
+
+    def test_nothing_is_guessed_while_a_recorded_start_is_on_its_way(self) -> None:
+        tree, numbers = make_tree(self.FILES, self.LINKS)
+        store = Foreseeing(self.FILES)
+        loading = Loading(tree, store, nothing)
+        store.told = True
+        loading.missed(numbers["usr/share/text"], 0, 4096)
+        loading.begin(numbers["usr/bin/tool"])
+        assert store.expected == []
+        store.told = False
+        loading.begin(numbers["usr/bin/tool"])
+        assert store.expected
 
     def test_nothing_is_looked_at_twice(self) -> None:
         tree, numbers = make_tree(self.FILES, self.LINKS)
