@@ -35,8 +35,9 @@ FROZEN = frozenset(
 )
 """Modules that CPython has in itself and reads from no file, from 3.11 on (Python/frozen.c), as imports name them."""
 
-STARTUP = (b"encodings", b"encodings.aliases", b"encodings.utf_8", b"sitecustomize")
-"""What every start of CPython reads of its library (PEP 451, Lib/site.py), besides what is frozen."""
+STARTUP = (b"encodings", b"encodings.aliases", b"encodings.utf_8", b"sitecustomize", b"re")
+"""What every start of CPython reads of its library (Lib/encodings, Lib/site.py), besides what is frozen; and the module that
+most others come to import, with enum, functools, collections and others: 0.2 MB, on their way while the interpreter starts."""
 
 
 class Module(NamedTuple):

@@ -21,6 +21,7 @@ def cached(directory: str, *names: str) -> dict[str, bytes]:
 
 FILES: Files = {
     **cached(LIBRARY, "os", "json", "enum", "sitecustomize"),
+    **cached(f"{LIBRARY}/re", "__init__", "_compiler"),
     **cached(f"{LIBRARY}/json", "__init__", "decoder"),
     **cached(f"{LIBRARY}/encodings", "__init__", "aliases", "utf_8", "cp437"),
     f"{LIBRARY}/lib-dynload/_json.{TAG}-x86_64-linux-gnu.so": b"",
@@ -126,6 +127,7 @@ def test_what_a_python_reads_first_is_known_from_its_name() -> None:
         "encodings/__pycache__/aliases",
         "encodings/__pycache__/utf_8",
         "__pycache__/sitecustomize",
+        "re/__pycache__/__init__",
     ]
     assert imports.modules.startup(imports.numbers["usr/bin/python3"]) == []
     assert imports.modules.startup(1) == []
