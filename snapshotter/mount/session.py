@@ -37,6 +37,7 @@ AHEAD_MAX = 64 << 10
 from one file to the next."""
 SCAN_LENGTH = 4
 """Files that were read in order before a scan is taken for one."""
+_SCORE_MAX = 64
 SCAN_STEP = 16
 """Inode numbers from a file to the next one of a scan at most: what lies between are directories and links."""
 
@@ -80,10 +81,18 @@ class _Scan:
         self._last = 1 << 64  # no file has it
         self._length = 0
         self._next: int | None = None
+        self._score = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether most files are read so, some steps from one directory to the next included."""
+        return self._score >= SCAN_LENGTH
 
     def begun(self, ino: int) -> None:
         """File `ino` is read from its beginning."""
-        self._length = self._length + 1 if 0 < ino - self._last <= SCAN_STEP else 0
+        in_order = 0 < ino - self._last <= SCAN_STEP
+        self._length = self._length + 1 if in_order else 0
+        self._score = min(self._score + 1, _SCORE_MAX) if in_order else self._score // 2
         self._last = ino
         self._next = ino if self._length >= SCAN_LENGTH else None
 
@@ -200,8 +209,9 @@ class Session:
         return [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
 
     def read_far(self, job: ReadJob) -> Buffers:
-        """As `read`, for what is not on this machine: what is going to be read with it is brought too (`companions`)."""
-        if self._loading is not None:
+        """As `read`, for what is not on this machine: what is going to be read with it is brought too (`companions`), but not
+        where somebody reads all files, which has them brought in their order."""
+        if self._loading is not None and not self._scan.runs:
             try:
                 self._loading.missed(job.ino, job.offset, job.size)
             except Exception:
@@ -210,7 +220,7 @@ class Session:
 
     def follow(self, job: ReadJob) -> None:
         """After `read_far`: fetch what is going to be read next (see `loading`). Never raises: it was nobody's wish."""
-        if job.offset or self._loading is None:
+        if job.offset or self._loading is None or self._scan.runs:
             return
         try:
             self._loading.begin(job.ino)

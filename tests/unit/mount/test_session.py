@@ -186,6 +186,44 @@ def test_the_next_file_of_a_scan_is_looked_for_once() -> None:
     assert store.tried == [], "somebody went back"
 
 
+class Guessing(Near):
+    """A store that notes what is expected."""
+
+    risk = 0
+    told = False
+
+    def __init__(self, chunks: Sequence[bytes]) -> None:
+        super().__init__(chunks)
+        self.expected: list[ChunkRef] = []
+
+    def expect(self, wanted: Sequence[ChunkRef]) -> None:
+        self.expected += wanted
+
+    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        return self.get(wanted)
+
+
+def test_nothing_is_guessed_for_a_scan_though_it_steps_from_directory_to_directory() -> None:
+    contents = [[b"content of %d" % number, b"and its end"] for number in range(40)]
+    near, _ = files_session(contents)
+    store = Guessing([chunk for chunks in contents for chunk in chunks])
+    session = Session(near.tree, store, pytest.fail)
+    numbers = [10 + 2 * number for number in range(40)]
+    for job in (ReadJob(77, ino, 0, 4, 0) for ino in numbers[:3]):
+        session.at_hand(job)
+        session.read_far(job)
+    assert store.expected, "a read of the beginning of a file brings all of it"
+    for ino in (*numbers[3:12], *numbers[30:32], *numbers[20:30]):
+        session.at_hand(ReadJob(77, ino, 0, 4, 0))
+        store.expected.clear()
+        session.read_far(ReadJob(77, ino, 0, 4, 0))
+    assert store.expected == []
+    for ino in reversed(numbers[:12]):
+        session.at_hand(ReadJob(77, ino, 0, 4, 0))
+    session.read_far(ReadJob(77, numbers[0], 0, 4, 0))
+    assert store.expected, "this is no scan"
+
+
 def test_nothing_is_looked_for_after_the_last_file_or_within_one() -> None:
     session, store = files_session([[b"content of %d" % number] for number in range(SCAN_LENGTH + 1)])
     for number in range(SCAN_LENGTH + 1):
