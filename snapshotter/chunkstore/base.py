@@ -102,12 +102,10 @@ class AtHand(Protocol):
 class Foreseeing(Protocol):
     """What a member offers beside `ChunkStore` that can have chunks brought which nobody waits for yet."""
 
-    @property
     def told(self) -> bool:
         """Whether what is going to be read is on its way, since it was recorded once: then nothing has to be guessed."""
         ...
 
-    @property
     def risk(self) -> int:
         """Bytes that are better fetched in vain than asked for later: a part of what the way here carries in a round trip."""
         ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
+from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore, Foreseeing
 from snapshotter.chunkstore.packs import PackStore
 from snapshotter.errors import PuzzlefsError
 from snapshotter.format.digest import Digest
@@ -19,6 +19,26 @@ RANGE = 4 << 20
 expected after it."""
 
 log = logging.getLogger(__name__)
+
+
+class GivesOn:
+    """Gives what `Foreseeing` asks on to the member behind, where that can do it: for members that stand before `Foreseen`."""
+
+    _inner: ChunkStore
+
+    def told(self) -> bool:
+        """See `Foreseeing`, and so below."""
+        return isinstance(self._inner, Foreseeing) and self._inner.told()
+
+    def risk(self) -> int:
+        return self._inner.risk() if isinstance(self._inner, Foreseeing) else 0
+
+    def expect(self, wanted: Sequence[ChunkRef]) -> None:
+        if isinstance(self._inner, Foreseeing):
+            self._inner.expect(wanted)
+
+    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
+        return self._inner.look(wanted) if isinstance(self._inner, Foreseeing) else self._inner.get(wanted)
 
 
 class Foreseen:
@@ -45,15 +65,13 @@ class Foreseen:
     def name(self) -> str:
         return self._inner.name
 
-    @property
     def told(self) -> bool:
         """See `Foreseeing`."""
         return self._told()
 
-    @property
     def risk(self) -> int:
         """See `Foreseeing`."""
-        return self._choose().risk
+        return self._choose().risk()
 
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         """See `Foreseeing`."""

@@ -203,7 +203,6 @@ class PackStore:
                     self._flying.settle(digest, future, error)
             return []
 
-    @property
     def risk(self) -> int:
         """See `Foreseeing`."""
         return risk(self._link.worth())

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from snapshotter.chunkstore.base import ChunkRef, ChunkStore, Foreseeing
+from snapshotter.chunkstore.base import ChunkRef, ChunkStore
+from snapshotter.chunkstore.foreseen import GivesOn
 from snapshotter.format.digest import Digest
 
 RECORDED_MAX = 1 << 15
@@ -20,9 +21,9 @@ RECORDED_MAX = 1 << 15
 log = logging.getLogger(__name__)
 
 
-class Recorded:
+class Recorded(GivesOn):
     """Writes a line (nanoseconds on the system-wide monotonic clock, digest) to the file `path` for every chunk that is read
-    for the first time. What cannot be written is lost, and no read fails of it."""
+    for the first time. What cannot be written is lost, and no read fails of it. What is foreseen is not recorded."""
 
     def __init__(
         self, inner: ChunkStore, path: Path, *, seconds: float = math.inf, clock: Callable[[], int] = time.monotonic_ns
@@ -60,25 +61,6 @@ class Recorded:
                 with contextlib.suppress(OSError):
                     os.write(self._fd, b"".join(b"%d %s\n" % (now, digest.hex().encode()) for digest in fresh))
         return self._inner.get(wanted)
-
-    @property
-    def told(self) -> bool:
-        """See `Foreseeing`."""
-        return isinstance(self._inner, Foreseeing) and self._inner.told
-
-    @property
-    def risk(self) -> int:
-        """See `Foreseeing`."""
-        return self._inner.risk if isinstance(self._inner, Foreseeing) else 0
-
-    def expect(self, wanted: Sequence[ChunkRef]) -> None:
-        """See `Foreseeing`. What nobody has read yet is not recorded."""
-        if isinstance(self._inner, Foreseeing):
-            self._inner.expect(wanted)
-
-    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
-        """See `Foreseeing`. This is not recorded either."""
-        return self._inner.look(wanted) if isinstance(self._inner, Foreseeing) else self._inner.get(wanted)
 
     def has(self, digest: Digest) -> bool:
         return self._inner.has(digest)

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore, Foreseeing
+from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
+from snapshotter.chunkstore.foreseen import GivesOn
 from snapshotter.format.digest import Digest
 from snapshotter.mount import mounting
 
@@ -59,8 +60,8 @@ class StartWindow:
         mounting.raise_read_ahead(self._mountpoint)
 
 
-class Started:
-    """Tells `window` of the first read of `inner`."""
+class Started(GivesOn):
+    """Tells `window` of the first read of `inner`; what is foreseen begins no start."""
 
     def __init__(self, inner: ChunkStore, window: StartWindow) -> None:
         self._inner = inner
@@ -81,24 +82,6 @@ class Started:
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         self._window.begin()
         return self._inner.local(wanted) if isinstance(self._inner, AtHand) else None
-
-    @property
-    def told(self) -> bool:
-        """See `Foreseeing`."""
-        return isinstance(self._inner, Foreseeing) and self._inner.told
-
-    @property
-    def risk(self) -> int:
-        """See `Foreseeing`."""
-        return self._inner.risk if isinstance(self._inner, Foreseeing) else 0
-
-    def expect(self, wanted: Sequence[ChunkRef]) -> None:
-        if isinstance(self._inner, Foreseeing):
-            self._inner.expect(wanted)
-
-    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
-        """See `Foreseeing`. It begins no start."""
-        return self._inner.look(wanted) if isinstance(self._inner, Foreseeing) else self._inner.get(wanted)
 
     def has(self, digest: Digest) -> bool:
         return self._inner.has(digest)

@@ -40,6 +40,7 @@ AROUND_DOUBLED = 3
 """How often that is doubled."""
 
 _ALONE = (b".pyc", b".so")
+"""Endings of files that others do not come with for standing beside them: what they need stands in them."""
 
 
 def whole_file(tree: Tree, ino: int, longest: int = SMALL_FILE) -> list[Piece]:

@@ -79,7 +79,7 @@ class Loading:
         Raises:
             CorruptError, NotFoundError: the metadata break a rule of the format.
         """
-        if self._store.told:
+        if self._store.told():
             return
         own = companions.chunks(self._tree.plan(ino, offset, length))
         more = companions.of_small_file(self._tree, self._places, ino, self._has) or self._around(ino, offset, length)
@@ -94,7 +94,7 @@ class Loading:
             CorruptError, NotFoundError: a file or the metadata break a rule of the format.
             ChunkMissingError, SourceUnavailableError: it cannot be had.
         """
-        if self._store.told or not self._new([ino]):
+        if self._store.told() or not self._new([ino]):
             return
         started = self._load([ino])
         module = self._modules.at(ino)
@@ -158,7 +158,7 @@ class Loading:
             misses = self._missed.pop((ino, number), 0)
             self._missed[ino, number] = misses + 1
             _forget_oldest(self._missed)
-        wanted = companions.around(program.segments[number], offset, length, misses, self._store.risk)
+        wanted = companions.around(program.segments[number], offset, length, misses, self._store.risk())
         return companions.chunks(self._tree.plan(ino, *wanted))
 
     def _new(self, files: Iterable[int]) -> list[int]:
@@ -184,10 +184,9 @@ class Loading:
     def _beginning(self, file: int) -> list[ChunkRef]:
         """All of a small file; of another one what the dynamic loader reads of nearly every library, and what tells which
         others it needs: its symbols in front, and at its end, as linkers put it, what is relocated."""
-        whole = companions.whole_file(self._tree, file)
-        if whole:
-            return companions.chunks(whole)
         size = self._tree.attributes(file).size
+        if size <= companions.SMALL_FILE:
+            return companions.chunks(self._tree.plan(file, 0, size))
         return companions.chunks([*self._tree.plan(file, 0, FRONT), *self._tree.plan(file, size - TAIL, TAIL)])
 
     def _bytes(self, file: int, offset: int, length: int) -> bytes:

@@ -37,7 +37,7 @@ AHEAD_MAX = 64 << 10
 from one file to the next."""
 SCAN_LENGTH = 4
 """Files that were read in order before a scan is taken for one."""
-_SCORE_MAX = 64
+_SCORE_MAX = 64  # halved by every step elsewhere: five of them, and it is a scan no more
 SCAN_STEP = 16
 """Inode numbers from a file to the next one of a scan at most: what lies between are directories and links."""
 

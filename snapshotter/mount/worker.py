@@ -24,8 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore, Foreseeing
+from snapshotter.chunkstore.base import AtHand, ChunkRef, ChunkStore
 from snapshotter.chunkstore.directory import VerityOf
+from snapshotter.chunkstore.foreseen import GivesOn
 from snapshotter.errors import AlreadyExistsError, InvalidError, NotFoundError
 from snapshotter.format.digest import Digest
 from snapshotter.mount import messages, workerproto
@@ -58,7 +59,7 @@ wait for while the event loop is busy."""
 _log = logging.getLogger(__name__)
 
 
-class _Replaceable:
+class _Replaceable(GivesOn):
     """A chunk store that can be exchanged for another while reads are under way; those end with the one they began with."""
 
     def __init__(self, store: ChunkStore) -> None:
@@ -67,10 +68,10 @@ class _Replaceable:
     @property
     def name(self) -> str:
         """See `ChunkStore`, and so below."""
-        return self._store.name
+        return self._inner.name
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
-        return self._store.get(wanted)
+        return self._inner.get(wanted)
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         return None if self._near is None else self._near.at_hand(wanted)
@@ -78,37 +79,21 @@ class _Replaceable:
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         return None if self._near is None else self._near.local(wanted)
 
-    @property
-    def told(self) -> bool:
-        return self._foreseeing is not None and self._foreseeing.told
-
-    @property
-    def risk(self) -> int:
-        return 0 if self._foreseeing is None else self._foreseeing.risk
-
-    def expect(self, wanted: Sequence[ChunkRef]) -> None:
-        if self._foreseeing is not None:
-            self._foreseeing.expect(wanted)
-
-    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
-        return self._store.get(wanted) if self._foreseeing is None else self._foreseeing.look(wanted)
-
     def has(self, digest: Digest) -> bool:
-        return self._store.has(digest)
+        return self._inner.has(digest)
 
     def close(self) -> None:
-        self._store.close()
+        self._inner.close()
 
     def replace(self, store: ChunkStore) -> None:
         """Read from `store` from now on, and close what was there; its last readers are still answered."""
-        former = self._store
+        former = self._inner
         self._use(store)
         former.close()
 
     def _use(self, store: ChunkStore) -> None:
         self._near: AtHand | None = store if isinstance(store, AtHand) else None
-        self._foreseeing: Foreseeing | None = store if isinstance(store, Foreseeing) else None
-        self._store = store
+        self._inner = store
 
 
 class _Layer:

@@ -69,15 +69,15 @@ def test_while_a_recorded_start_is_on_its_way_what_is_read_is_told(setup: Setup)
     other = setup.node.chain([PLACE], [setup.blobs], "another layer")
     assert isinstance(chain, Foreseeing)
     assert isinstance(other, Foreseeing)
-    assert not chain.told
+    assert not chain.told()
     setup.node.bring([PLACE], [setup.blobs], Start("layer", profile=PLACE.pack))
     try:
-        assert chain.told
-        assert not other.told
+        assert chain.told()
+        assert not other.told()
     finally:
         go_on.set()
         setup.node.settle()
-    assert not chain.told
+    assert not chain.told()
 
 
 def test_what_is_looked_at_is_no_read(setup: Setup, tmp_path: Path) -> None:

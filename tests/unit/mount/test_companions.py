@@ -32,8 +32,13 @@ class Foreseeing(StubStore):
         super().__init__([part for content in files.values() for part in parts(content)])
         self.expected: list[ChunkRef] = []
 
-    risk = 0
-    told = False
+    is_told = False
+
+    def told(self) -> bool:
+        return self.is_told
+
+    def risk(self) -> int:
+        return 0
 
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         self.expected += wanted
@@ -131,6 +136,13 @@ class TestModules:
             "usr/lib/libz.so",
         }
         assert set(names(files, store.expected)) == expected
+
+    def test_an_empty_module_is_no_obstacle(self) -> None:
+        files = {"app/main.py": b"import empty, full\n", "app/empty.py": b"", "app/full.py": b"full"}
+        tree, numbers = make_tree(files)
+        store = Foreseeing(files)
+        Loading(tree, store, nothing).begin(numbers["app/main.py"])
+        assert names(files, store.expected) == ["app/full.py"]
 
     def test_modules_beside_one_do_not_come_for_that_alone(self) -> None:
         files = self.files()
@@ -285,11 +297,11 @@ class TestLoading:
         tree, numbers = make_tree(self.FILES, self.LINKS)
         store = Foreseeing(self.FILES)
         loading = Loading(tree, store, nothing)
-        store.told = True
+        store.is_told = True
         loading.missed(numbers["usr/share/text"], 0, 4096)
         loading.begin(numbers["usr/bin/tool"])
         assert store.expected == []
-        store.told = False
+        store.is_told = False
         loading.begin(numbers["usr/bin/tool"])
         assert store.expected
 
