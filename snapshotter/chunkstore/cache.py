@@ -83,12 +83,8 @@ class ChunkCache:
         self._was_unread(digest)  # `load` notes that it is read
         try:
             return self.directory.load(digest, verity_of)
-        except CorruptError as error:
-            self.stats.add(Count.CACHE_CORRUPT)
-            log.warning("%s", error)
-        except OSError as error:
-            self.stats.add(Count.CACHE_READ_FAILURES)
-            log.warning("cannot read cached chunk %s: %s", self.directory.file(digest), error)
+        except (CorruptError, OSError) as error:
+            self._missed(digest, error)
         return None
 
     def at_hand(self, digest: Digest) -> bytes | None:
@@ -107,13 +103,18 @@ class ChunkCache:
             found = None
             try:
                 found = stack.enter_context(self.directory.opened(digest))
-            except CorruptError as error:
-                self.stats.add(Count.CACHE_CORRUPT)
-                log.warning("%s", error)
-            except OSError as error:
-                self.stats.add(Count.CACHE_READ_FAILURES)
-                log.warning("cannot read cached chunk %s: %s", self.directory.file(digest), error)
+            except (CorruptError, OSError) as error:
+                self._missed(digest, error)
             yield found
+
+    def _missed(self, digest: Digest, error: CorruptError | OSError) -> None:
+        """Count and log why a chunk that has a file is a miss."""
+        if isinstance(error, CorruptError):
+            self.stats.add(Count.CACHE_CORRUPT)
+            log.warning("%s", error)
+        else:
+            self.stats.add(Count.CACHE_READ_FAILURES)
+            log.warning("cannot read cached chunk %s: %s", self.directory.file(digest), error)
 
     def has(self, digest: Digest) -> bool:
         """Whether the chunk is here, written or about to be."""

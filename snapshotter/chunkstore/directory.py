@@ -141,17 +141,11 @@ class ChunkDirectory:
             CorruptError: the file held something else, or the disk or fs-verity refused it; it has been removed.
             OSError: the file cannot be read.
         """
-        path = self.file(digest)
-        try:
-            # O_NONBLOCK: opening a fifo that somebody put there must not hang.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            self._forget(digest)
+        descriptor = self._open(digest)
+        if descriptor is None:
             return None
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= CHUNK_MAX:
-                raise self._drop(digest, f"is no file of 1 to {CHUNK_MAX} bytes")
+            status = self._status(digest, descriptor)
             return self._read(digest, descriptor, self._renew(digest, descriptor, status), verity_of)
         except OSError as error:
             if error.errno == errno.EIO:
@@ -196,21 +190,36 @@ class ChunkDirectory:
         Raises:
             CorruptError, OSError: as `load`.
         """
-        path = self.file(digest)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            self._forget(digest)
+        descriptor = self._open(digest)
+        if descriptor is None:
             yield None
             return
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= CHUNK_MAX:
-                raise self._drop(digest, f"is no file of 1 to {CHUNK_MAX} bytes")
+            status = self._status(digest, descriptor)
             self._check(digest, descriptor, status)
             yield descriptor, status.st_size
         finally:
             os.close(descriptor)
+
+    def _open(self, digest: Digest) -> int | None:
+        """A descriptor of the chunk's file, whatever that is; None if there is none."""
+        try:
+            # O_NONBLOCK: opening a fifo that somebody put there must not hang.
+            return os.open(self.file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            self._forget(digest)
+            return None
+
+    def _status(self, digest: Digest, descriptor: int) -> os.stat_result:
+        """Of what was opened, if it can be a chunk.
+
+        Raises:
+            CorruptError: it cannot; it has been removed.
+        """
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= CHUNK_MAX:
+            raise self._drop(digest, f"is no file of 1 to {CHUNK_MAX} bytes")
+        return status
 
     def _check(self, digest: Digest, descriptor: int, status: os.stat_result) -> None:
         """As `_read`, without having all of the file in memory."""
