@@ -41,7 +41,7 @@ tar layer of an OCI layout; `build` reads the tree itself, whose chunks it store
 *Disk*: the result goes to the disk that the input is on, written through (fsync) before the command ends; *memory*: to a
 tmpfs, which takes it as fast as it comes. Nothing of the image was known before. Rates are bytes of the tar, or of the tree's
 files, by the clock. Memory is looked at every 0.1 s: the largest resident set of a process (VmHWM), and all processes of the
-command together (PSS: what they share counts once). {turns} turns each: the median, in brackets the slowest and the fastest.
+command together (PSS: what they share counts once). Turns: {turns}; the median, and in brackets, of several, the slowest and the fastest.
 
 A layer is opened as the daemon opens one that was fetched: decompressed, checked by sha256 and fs-verity digest, and its root
 found; {opened} turns. It has the inodes of `science` several times over, each time with other chunks.
@@ -97,12 +97,12 @@ def measure(words: Sequence[str | Path], destination: str, beside: Path, turns: 
 def row(what: str, size: int, found: Sequence[Observed]) -> list[str]:
     """One line of the table."""
     walls = [each.wall for each in found]
-    rates = [size / wall / MB for wall in (statistics.median(walls), max(walls), min(walls))]
+    middle, slowest, fastest = (size / wall / MB for wall in (statistics.median(walls), max(walls), min(walls)))
     return [
         what,
         f"{size / MB:.0f} MB",
         f"{statistics.median(walls):.1f} s",
-        f"{rates[0]:.0f} MB/s ({rates[1]:.0f}-{rates[2]:.0f})",
+        f"{middle:.0f} MB/s" + (f" ({slowest:.0f}-{fastest:.0f})" if len(found) > 1 else ""),
         f"{statistics.median(each.processor for each in found):.1f} s",
         f"{max(each.largest for each in found) / MB:.0f} MB",
         f"{max(each.together for each in found) / MB:.0f} MB",

@@ -52,7 +52,10 @@ class Module(NamedTuple):
 
 
 class Modules:
-    """The modules of one tree. What it raises is `CorruptError` or `NotFoundError`, where the tree breaks a rule."""
+    """The modules of one tree. Safe to use from several threads.
+
+    What it raises is `CorruptError` or `NotFoundError`, where the tree breaks a rule.
+    """
 
     def __init__(self, tree: Tree, places: Places) -> None:
         self._tree = tree
@@ -109,7 +112,7 @@ class Modules:
                 start = above.directory if above is not None else None
             starts = [start] if start is not None else []
         else:
-            starts = self._roots
+            starts = list(self._roots)
         for root in starts:
             files, package = self._walk(root, wanted.name, module.tag)
             if not files and wanted.name:
@@ -135,11 +138,13 @@ class Modules:
 
     def _find(self, directory: int, name: bytes, tag: bytes) -> tuple[Module, int | None] | None:
         key = (directory, name, tag)
-        if key not in self._known:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            self._known[key] = self._look(directory, name, tag)
-        return self._known[key]
+        if key in (known := self._known):
+            return known[key]
+        found = self._look(directory, name, tag)
+        if len(known) >= REMEMBERED:
+            self._known = known = {}  # not cleared: another thread may be about to read what it has just looked for
+        known[key] = found
+        return found
 
     def _look(self, directory: int, name: bytes, tag: bytes) -> tuple[Module, int | None] | None:
         """The file of module `name` of `directory`, in the order of importlib's FileFinder: package, extension, module."""
