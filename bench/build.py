@@ -41,7 +41,8 @@ tar layer of an OCI layout; `build` reads the tree itself, whose chunks it store
 *Disk*: the result goes to the disk that the input is on, written through (fsync) before the command ends; *memory*: to a
 tmpfs, which takes it as fast as it comes. Nothing of the image was known before. Rates are bytes of the tar, or of the tree's
 files, by the clock. Memory is looked at every 0.1 s: the largest resident set of a process (VmHWM), and all processes of the
-command together (PSS: what they share counts once). Turns: {turns}; the median, and in brackets, of several, the slowest and the fastest.
+command together (PSS: what they share counts once). Turns: {turns}; the median; of several, in
+brackets, the slowest and the fastest.
 
 A layer is opened as the daemon opens one that was fetched: decompressed, checked by sha256 and fs-verity digest, and its root
 found; {opened} turns. It has the inodes of `science` several times over, each time with other chunks.
