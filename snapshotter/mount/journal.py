@@ -11,7 +11,8 @@ one that it does not know (ENOENT, fuse_dev_do_write).
 
 A request that was under way whenever a server crashed is taken for what kills them (`Journal.condemned`): it gets an error in
 the end, and its mount a server that lives. Who saw the crash says so (`blame`): a server that was killed from outside, however
-often, says nothing about its requests.
+often, says nothing about its requests. A caller that gets an error asks again, the kernel itself does so page by page, and that
+is another request: what was condemned is remembered, and one that asks for the same is condemned at its first crash.
 
 Layout (host byte order; `LAYOUT` changes with it)::
 
@@ -20,6 +21,7 @@ Layout (host byte order; `LAYOUT` changes with it)::
     64    length of the label, and the label: JSON, what the mount is
     2048  slots: a request as it came, its first word (its length) 0 where the slot is free
     ...   suspects: a unique number, and how many servers crashed while they had that request; 0 where there is none
+    ...   what was condemned, the latest first: node, operation, start and end of the bytes; 0 where there is none
     ...   the landing place
 """
 
@@ -36,21 +38,23 @@ from typing import NamedTuple
 
 from snapshotter.errors import InvalidError
 from snapshotter.mount import wire
-from snapshotter.mount.wire import Negotiated
+from snapshotter.mount.wire import MalformedRequestError, Negotiated
 
 LAYOUT = 1
 # 1 also where it had 64 slots more and no suspects: the last slots were then where the suspects are. That many requests never
-# waited, so both releases read each other's memory.
+# waited, so both releases read each other's memory. What was condemned stands where the last suspects were.
 LABEL_MAX = 1900
 """Longest label in bytes."""
 SLOTS = 4032
 """Requests of one mount that are remembered while they wait; 80 bytes each, taken from the page only when used."""
 SLOT_SIZE = 96
-SUSPECTS = 384
+SUSPECTS = 256
 """Requests of which it is remembered how many servers crashed with them."""
 CRASHES_MAX = 8
 """After so many the request is not tried again. Servers come back more and more slowly (`supervision.pause`), so that this
 takes some ten seconds, in which whatever else they died of may have ended."""
+CONDEMNED = 64
+"""Questions that were condemned, of which so many are remembered."""
 
 _MAGIC = b"pzfsconn"
 _HEAD = struct.Struct("<8sII")
@@ -62,7 +66,10 @@ _SLOTS_AT = 2048
 _SUSPECT = struct.Struct("<QQ")
 _SUSPECTS_AT = _SLOTS_AT + SLOTS * SLOT_SIZE
 _SUSPECTS_END = _SUSPECTS_AT + SUSPECTS * _SUSPECT.size
-_LANDING_AT = (_SUSPECTS_END + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+_QUESTION = struct.Struct("<QQQQ")
+_OFFSET_MAX = (1 << 63) - 1
+_CONDEMNED_END = _SUSPECTS_END + CONDEMNED * _QUESTION.size
+_LANDING_AT = (_CONDEMNED_END + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
 SIZE = _LANDING_AT + wire.BUFFER_SIZE
 
 _FREE = _LENGTH.pack(0)
@@ -73,6 +80,20 @@ class State(NamedTuple):
 
     label: Mapping[str, str]
     negotiated: Negotiated | None
+
+
+class Question(NamedTuple):
+    """What a request asks for, whoever asks and however often: of a READ the bytes from `start` to `end`, of others 0 and 1."""
+
+    nodeid: int
+    opcode: int
+    start: int
+    end: int
+
+    def overlaps(self, other: Question) -> bool:
+        """Whether an answer to the one is, in part, one to the other."""
+        same = self.nodeid == other.nodeid and self.opcode == other.opcode
+        return same and self.start < other.end and other.start < self.end
 
 
 def create(label: Mapping[str, str]) -> int:
@@ -197,11 +218,25 @@ class Journal:
     def count_crash(self) -> None:
         """The server before crashed: one more for each request that it left; those that were answered since are forgotten."""
         before = self._suspects()
-        left = [wire.first_unique(request) for _, request in self.unanswered()]
+        known = self._condemned_questions()
+        counts: dict[int, int] = {}
+        asked: dict[int, Question] = {}
+        for _, request in self.unanswered():
+            unique, question = wire.first_unique(request), _question(request)
+            again = any(question.overlaps(other) for other in known)
+            counts[unique] = CRASHES_MAX if again else before.get(unique, 0) + 1
+            asked[unique] = question
         # the old suspects first: they are the likelier ones where there are too many
-        left.sort(key=lambda unique: -before.get(unique, 0))
-        data = b"".join(_SUSPECT.pack(unique, before.get(unique, 0) + 1) for unique in left[:SUSPECTS])
+        left = sorted(counts, key=lambda unique: -counts[unique])[:SUSPECTS]
+        data = b"".join(_SUSPECT.pack(unique, counts[unique]) for unique in left)
         self._map[_SUSPECTS_AT:_SUSPECTS_END] = data.ljust(_SUSPECTS_END - _SUSPECTS_AT, b"\0")
+        now = [asked[unique] for unique in left if counts[unique] >= CRASHES_MAX]
+        data = b"".join(_QUESTION.pack(*question) for question in [*dict.fromkeys(now + known)][:CONDEMNED])
+        self._map[_SUSPECTS_END:_CONDEMNED_END] = data.ljust(_CONDEMNED_END - _SUSPECTS_END, b"\0")
+
+    def _condemned_questions(self) -> list[Question]:
+        data = self._map[_SUSPECTS_END:_CONDEMNED_END]
+        return [Question(*values) for values in _QUESTION.iter_unpack(data) if values[1]]
 
     def _suspects(self) -> dict[int, int]:
         return {unique: count for unique, count in _SUSPECT.iter_unpack(self._map[_SUSPECTS_AT:_SUSPECTS_END]) if count}
@@ -223,6 +258,18 @@ class Journal:
         with contextlib.suppress(BufferError):
             self.landing.release()
             self._map.close()
+
+
+def _question(data: bytes) -> Question:
+    try:
+        request = wire.parse_request(memoryview(data))
+        if request.opcode != wire.Opcode.READ:
+            return Question(request.nodeid, request.opcode, 0, 1)
+        offset, size = wire.parse_read(request)
+    except MalformedRequestError:
+        return Question(0, 0, 0, 0)  # like no other, and not remembered
+    offset = min(offset, _OFFSET_MAX)
+    return Question(request.nodeid, request.opcode, offset, offset + max(size, 1))
 
 
 def _at(slot: int) -> int:

@@ -44,7 +44,8 @@ wake a processor of a virtual machine takes about as long (docs/decisions/stayin
 LIVELY_NS = 100_000
 """It does so only while a request follows within this time of an answer: a walk through a tree, not a file now and then."""
 _DEADLY = UnavailableError(
-    f"{CRASHES_MAX} workers crashed while they had this request, the mount is served without it: see the log for how they ended"
+    f"{CRASHES_MAX} workers crashed while they had this request or one for the same, the mount is served without it: "
+    "see the log for how they ended"
 )
 _VIGIL_INTERVAL = 0.001
 """Seconds after which it is asked whether sleep is still to be kept off."""

@@ -24,13 +24,14 @@ def memory() -> Iterator[int]:
     os.close(fd)
 
 
-def request(unique: int) -> bytes:
+def request(unique: int, *, nodeid: int = 2, offset: int = 0, size: int = 4096) -> bytes:
     """A READ as the kernel sends it."""
-    return wire.IN_HEADER.pack(80, wire.Opcode.READ, unique, 2, 0, 0, 0, 0, 0) + bytes(40)
+    head = wire.IN_HEADER.pack(80, wire.Opcode.READ, unique, nodeid, 0, 0, 0, 0, 0)
+    return head + struct.pack("<QQIIQII", 0, offset, size, 0, 0, 0, 0)
 
 
-def land(opened: Journal, unique: int) -> memoryview:
-    data = request(unique)
+def land(opened: Journal, unique: int, *, nodeid: int = 2, offset: int = 0, size: int = 4096) -> memoryview:
+    data = request(unique, nodeid=nodeid, offset=offset, size=size)
     opened.landing[: len(data)] = data
     return opened.landing[: len(data)]
 
@@ -155,6 +156,48 @@ def test_a_server_that_was_killed_says_nothing_about_its_requests(memory: int) -
             assert server.condemned == frozenset()
 
 
+def crash_with(memory: int, unique: int, *, nodeid: int = 2, offset: int = 0, size: int = 4096) -> frozenset[int]:
+    """A server crashes while it has this request; what its successor, which answers all that is left, takes for condemned."""
+    with opened(memory) as server, land(server, unique, nodeid=nodeid, offset=offset, size=size) as data:
+        server.keep(data)
+        server.taken()
+    journal.blame(memory)
+    with opened(memory) as server:
+        condemned = server.condemned
+        server.forget()
+        return condemned
+
+
+def test_asked_again_for_what_was_condemned_it_takes_one_crash(memory: int) -> None:
+    """The kernel asks for the pages of a range one by one after an error, and a caller may try for ever."""
+    for _ in range(journal.CRASHES_MAX):
+        condemned = crash_with(memory, 7, offset=1 << 20, size=1 << 20)
+    assert condemned == {7}
+    assert crash_with(memory, 9, offset=(1 << 20) + 4096) == {9}
+    assert crash_with(memory, 11, offset=(2 << 20) - 1, size=1 << 20) == {11}
+    for unique, innocent in enumerate([{"offset": 4096}, {"offset": 3 << 20}, {"offset": 1 << 20, "nodeid": 3}], start=20):
+        assert crash_with(memory, unique, **innocent) == frozenset()
+
+
+def test_of_what_was_condemned_the_latest_are_remembered(memory: int) -> None:
+    count = journal.CONDEMNED + 10
+    for number in range(count):
+        for _ in range(journal.CRASHES_MAX):
+            crash_with(memory, 1000 + number, nodeid=10 + number)
+    assert crash_with(memory, 5000, nodeid=10 + count - 1) == {5000}
+    assert crash_with(memory, 5002, nodeid=10 + count - journal.CONDEMNED) == {5002}
+    assert crash_with(memory, 5004, nodeid=10) == frozenset()
+
+
+def test_what_no_kernel_sends_is_not_remembered(memory: int) -> None:
+    for unique in range(1, 2 * journal.CRASHES_MAX):
+        with opened(memory) as server:
+            server.landing[:80] = b"\x50" + request(7)[1:4] + bytes([255]) * 76
+        journal.blame(memory)
+        with opened(memory) as server:
+            assert len(server.condemned) == (unique >= journal.CRASHES_MAX)
+
+
 def test_a_request_that_is_answered_in_between_starts_anew(memory: int) -> None:
     for _ in range(journal.CRASHES_MAX):
         for keeps in (True, False):
@@ -173,7 +216,7 @@ def test_more_suspects_than_there_is_room_for(memory: int) -> None:
         with opened(memory) as server:
             server.forget()
             for number in range(journal.SUSPECTS + 50):
-                with land(server, 5 if number == 300 + 100 * (crash > 0) else (crash + 1) * 10_000 + number) as data:
+                with land(server, 5 if number == 200 + 100 * (crash > 0) else (crash + 1) * 10_000 + number) as data:
                     server.keep(data)
             server.taken()
         journal.blame(memory)
