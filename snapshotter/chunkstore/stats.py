@@ -27,6 +27,7 @@ class Count(enum.StrEnum):
     EVICTED_RECENT_BYTES = "evicted_recent_bytes"  # of these, what containers had read recently (`reserve`)
     SERVED = "served"  # chunks that were sent to other nodes
     SERVED_BYTES = "served_bytes"
+    DECLINED = "declined"  # chunks that other nodes did not get because they had got so much
 
 
 SOURCES_MAX = 64

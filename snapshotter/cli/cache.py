@@ -15,7 +15,8 @@ from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.cli.output import reporter, size
 from snapshotter.cli.registries import config_option, configuration
 from snapshotter.cli.signals import ended_by_signals
-from snapshotter.daemon.config import Config, parse_size
+from snapshotter.daemon import settings
+from snapshotter.daemon.config import Config
 from snapshotter.daemon.holdings import holdings, remove
 from snapshotter.errors import CorruptError, InvalidError
 from snapshotter.format.printable import printable
@@ -72,7 +73,7 @@ def prune(target: str | None, root: Path | None, config_path: Path | None, as_js
     """
     config, _ = configuration(config_path)
     place = _root(root, config)
-    wanted = None if target is None else parse_size("--to", target) or 0
+    wanted = None if target is None else settings.size("--to", target) or 0
     with ended_by_signals():
         freed = remove(place, holdings(place).unused)
         if wanted is not None:

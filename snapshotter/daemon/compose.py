@@ -26,6 +26,7 @@ from snapshotter.chunkstore.directory import Sealing
 from snapshotter.daemon import peering, worker_main
 from snapshotter.daemon.activity import Activity
 from snapshotter.daemon.addresses import socket_path
+from snapshotter.daemon.allowance import Allowance
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.criproxy import ImageServiceProxy
 from snapshotter.daemon.keeping import Held, KeeperStore, SystemdStore
@@ -187,7 +188,8 @@ def _serve_peers(config: PeersConfig, address: Address, node: Node) -> PeerServe
         FailedPreconditionError, InvalidError: it cannot listen, or its certificate cannot be used.
     """
     tls = peering.contexts(config, server=True)
-    server = PeerServer(address, node.cache.opened, stats=node.stats, tls=tls)
+    allowance = None if config.rate is None else Allowance(config.rate)
+    server = PeerServer(address, node.cache.opened, stats=node.stats, tls=tls, allowance=allowance)
     who = "whoever has a certificate of its authority" if tls is not None else "whoever reaches it"
     _log.info("cached chunks are served at %s, to %s", server.address, who)
     return server

@@ -17,7 +17,7 @@ from snapshotter.chunkstore.reserve import RESERVE, Cap
 from snapshotter.daemon import peering, stores
 from snapshotter.daemon.addresses import loopback
 from snapshotter.daemon.peering import PeersConfig
-from snapshotter.daemon.settings import absolute, check_keys, flag, seconds, table_of, text, texts, whole
+from snapshotter.daemon.settings import absolute, check_keys, flag, rate, seconds, size, table_of, text, texts, whole
 from snapshotter.daemon.stores import StoreConfig
 from snapshotter.errors import InvalidError, NotFoundError
 from snapshotter.format import fsverity
@@ -28,9 +28,7 @@ from snapshotter.registry.hoststoml import DEFAULT_DIRECTORY
 DEFAULT_PATH = Path("/etc/puzzlefs/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOUNT_WORKERS_MAX = 4
-_SIZE = re.compile(r"([0-9]{1,6})\s*(|[KMGT]i?B)\Z")
 _PERCENT = re.compile(r"([0-9]{1,3})\s*%\Z")
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +112,12 @@ def parse(data: Mapping[str, Any]) -> Config:
         "root": absolute,
         "address": absolute,
         "log_level": _log_level,
-        "cache.max_size": parse_size,
+        "cache.max_size": size,
         "cache.reserve": _percent,
         "fetch.read_timeout": seconds,
         "profile": _profile,
         "background.enabled": flag,
-        "background.rate": _rate,
+        "background.rate": rate,
         "background.quiet": seconds,
         "metrics.address": _loopback,
         "mount.workers": _workers,
@@ -221,25 +219,6 @@ def _profile(key: str, value: Any) -> bool:
     if value not in ("record", "off"):
         raise InvalidError(f'{key} must be "record" or "off", not {value!r}')
     return bool(value == "record")
-
-
-def _rate(key: str, value: Any) -> int:
-    rate = parse_size(key, value)
-    if rate is None:
-        raise InvalidError(f"{key} must be more than 0 bytes a second; background.enabled = false fetches nothing unasked")
-    return rate
-
-
-def parse_size(key: str, value: Any) -> int | None:
-    """Bytes from a size such as ``20GiB``; None for 0, which is no limit. `key` is for the message.
-
-    Raises:
-        InvalidError: it is none.
-    """
-    match = _SIZE.match(str(value))
-    if isinstance(value, bool) or match is None:
-        raise InvalidError(f'{key} must be a size such as "20GiB" (0: no limit), not {value!r}')
-    return int(match[1]) * _UNITS[match[2]] or None
 
 
 def _percent(key: str, value: Any) -> float:

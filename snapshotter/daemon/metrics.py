@@ -43,6 +43,7 @@ _PLAIN = {
     Count.EVICTED_BYTES: ("cache_evicted_bytes", "Bytes removed to keep the cache's cap"),
     Count.EVICTED_RECENT_BYTES: ("cache_evicted_recent_bytes", "Bytes removed that containers had read within a day"),
     Count.SERVED: ("peers_served_chunks", "Chunks that were sent to other nodes"),
+    Count.DECLINED: ("peers_declined_chunks", "Chunks that other nodes did not get, beyond peers.rate"),
     Count.SERVED_BYTES: ("peers_served_bytes", "Bytes of chunks that were sent to other nodes"),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from snapshotter.chunkstore.peers import Peers
 from snapshotter.chunkstore.stats import Stats
-from snapshotter.daemon.settings import absolute, check_keys, flag, table_of, text, texts
+from snapshotter.daemon.settings import absolute, check_keys, flag, rate, table_of, text, texts
 from snapshotter.errors import InvalidError
 from snapshotter.registry.peerclient import Address
 
@@ -33,11 +33,13 @@ class Credential:
 @dataclass(frozen=True, slots=True)
 class PeersConfig:
     """`listen`: where this node's cache is served, None for nowhere. `ask`: whom to ask, before registries. `credential`: for
-    mutual TLS, both as who serves and as who asks; None is plain HTTP, which the configuration has to ask for."""
+    mutual TLS, both as who serves and as who asks; None is plain HTTP, which the configuration has to ask for. `rate`: bytes a
+    second that all other nodes get together, None for no bound."""
 
     listen: Address | None = None
     ask: tuple[Address, ...] = ()
     credential: Credential | None = None
+    rate: int | None = None
 
 
 def parse(value: Any) -> PeersConfig:
@@ -50,7 +52,15 @@ def parse(value: Any) -> PeersConfig:
     read = check_keys(
         "peers",
         table_of("peers", value),
-        {"listen": _listen, "ask": _ask, "certificate": absolute, "key": absolute, "ca": absolute, "plain_http": flag},
+        {
+            "listen": _listen,
+            "ask": _ask,
+            "certificate": absolute,
+            "key": absolute,
+            "ca": absolute,
+            "plain_http": flag,
+            "rate": rate,
+        },
     )
     files = {key: read[key] for key in ("certificate", "key", "ca") if key in read}
     if len(files) not in (0, 3):
@@ -63,7 +73,7 @@ def parse(value: Any) -> PeersConfig:
         raise InvalidError(
             "peers needs certificate, key and ca for mutual TLS, or plain_http = true where only nodes of the cluster reach it"
         )
-    return PeersConfig(listen, ask, credential)
+    return PeersConfig(listen, ask, credential, read.get("rate"))
 
 
 def _listen(key: str, value: Any) -> Address:

@@ -2,7 +2,8 @@
 
 A chunk can be asked for by its digest alone; there is no list, and nothing tells for which image a chunk is here. A file is
 sent by the kernel (sendfile(2)), or under TLS in blocks, so what a connection takes is a thread and a buffer. Connections are
-few and have an end: who is silent, slow or wrong is cut off.
+few and have an end: who is silent, slow or wrong is cut off. What exceeds an allowance is declined at once and not delayed:
+another node or the registry has it too, and whoever waits here would give this node up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from snapshotter.chunkstore.stats import Count, Stats
+from snapshotter.daemon.allowance import Allowance
 from snapshotter.errors import FailedPreconditionError, InvalidError
 from snapshotter.format.digest import Digest
 from snapshotter.registry import peerprotocol
@@ -41,10 +43,17 @@ Opened = Callable[[Digest], AbstractContextManager[tuple[int, int] | None]]
 
 
 class PeerServer:
-    """Serves what `opened` finds at `address`. `tls` makes the context of a connection; None is plain HTTP."""
+    """Serves what `opened` finds at `address`, as much as `allowance` lets it; None is no bound. `tls` makes the context of a
+    connection; None is plain HTTP."""
 
     def __init__(
-        self, address: Address, opened: Opened, *, stats: Stats, tls: Callable[[], ssl.SSLContext] | None = None
+        self,
+        address: Address,
+        opened: Opened,
+        *,
+        stats: Stats,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         """Listens at once.
 
@@ -54,6 +63,7 @@ class PeerServer:
         self._opened = opened
         self._stats = stats
         self._tls = tls
+        self._allowance = allowance
         self._watchdog = Watchdog()
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -141,6 +151,9 @@ class PeerServer:
             with self._opened(asked.digest) as found:
                 if found is None:
                     sock.sendall(peerprotocol.answer(404, 0, last=last))
+                elif asked.body and self._allowance is not None and not self._allowance.take(found[1]):
+                    sock.sendall(peerprotocol.answer(503, 0, last=last))
+                    self._stats.add(Count.DECLINED)
                 else:
                     descriptor, size = found
                     sock.sendall(peerprotocol.answer(200, size, last=last))

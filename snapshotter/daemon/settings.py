@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from snapshotter.errors import InvalidError
+
+_SIZE = re.compile(r"([0-9]{1,6})\s*(|[KMGT]i?B)\Z")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 Reader = Callable[[str, Any], Any]
 """Takes a key, for messages, and its value; gives what it means, or raises InvalidError."""
@@ -74,3 +78,19 @@ def whole(key: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InvalidError(f"{key} must be a number from {least} to {most}, not {value!r}")
     return value
+
+
+def size(key: str, value: Any) -> int | None:
+    """Bytes from a size such as ``20GiB``; None for 0, which is no limit."""
+    match = _SIZE.match(str(value))
+    if isinstance(value, bool) or match is None:
+        raise InvalidError(f'{key} must be a size such as "20GiB" (0: no limit), not {value!r}')
+    return int(match[1]) * _UNITS[match[2]] or None
+
+
+def rate(key: str, value: Any) -> int:
+    """Bytes a second, as a size that is not 0."""
+    found = size(key, value)
+    if found is None:
+        raise InvalidError(f"{key} must be more than 0 bytes a second")
+    return found

@@ -19,6 +19,8 @@ from snapshotter.doctor.images import check_image
 from snapshotter.doctor.inventory import Inventory
 from snapshotter.doctor.kernel import check_kernel
 from snapshotter.doctor.machine import kernel_facts, service_facts
+from snapshotter.doctor.neighbours import peers_facts
+from snapshotter.doctor.peers import check_peers
 from snapshotter.doctor.podman import check_podman, podman_facts
 from snapshotter.doctor.registry import check_registry
 from snapshotter.doctor.root import check_root
@@ -57,6 +59,7 @@ def examine(request: Request) -> Iterator[Finding]:
         mountpoint, crio = used.layer_store_mountpoint, crio_facts()
         yield from check_podman(podman_facts(mountpoint), named_elsewhere=crio.names(mountpoint))
         yield from check_crio(crio, mountpoint)
+    yield from check_peers(peers_facts(used.peers))
     if request.reference is not None:
         yield from check_registry(registry_facts(request.reference, used))
     if request.look_at_images and not facts.unreachable:

@@ -2,10 +2,11 @@
 
 ::
 
-    GET /puzzlefs/v1/chunks/<sha256 of the raw chunk, 64 hex digits> HTTP/1.1        200 with the raw chunk, or 404
+    GET /puzzlefs/v1/chunks/<sha256 of the raw chunk, 64 hex digits> HTTP/1.1        200 with the raw chunk, or 404, 503
     HEAD …                                                                           the same without the chunk
 
-There is nothing else to ask for. Connections are kept, and requests may be sent ahead of the answers (pipelining, RFC 9112,
+404: it is not here. 503: this node gives no more away at the moment; who asks goes elsewhere, as after a 404. There is nothing
+else to ask for. Connections are kept, and requests may be sent ahead of the answers (pipelining, RFC 9112,
 9.3.2): a chunk that is not there costs some hundred bytes and no round trip of its own. What comes from the other side is
 hostile until it is checked: lines, headers and their number are bounded here, lengths by whoever reads a body, and everything
 has to have come by a time.
@@ -137,13 +138,14 @@ def asked(head: Head) -> Asked:
 
 def answer(status: int, length: int, *, last: bool = False) -> bytes:
     """The head of an answer whose body has `length` bytes; `last`: the connection ends after it."""
-    reason = {200: "OK", 400: "Bad Request", 404: "Not Found"}[status]
+    reason = {200: "OK", 400: "Bad Request", 404: "Not Found", 503: "Service Unavailable"}[status]
     ending = "Connection: close\r\n" if last else ""
     return f"HTTP/1.1 {status} {reason}\r\nContent-Length: {length}\r\n{ending}\r\n".encode()
 
 
 def answered(head: Head, most: int) -> int | None:
-    """How many bytes the body of this answer to `request` has, at most `most`; None: the chunk is not there.
+    """How many bytes the body of this answer to `request` has, at most `most`; None: the chunk is not there, or not
+    given away now.
 
     Raises:
         InvalidError: it is no answer to a request for a chunk.
@@ -152,7 +154,7 @@ def answered(head: Head, most: int) -> int | None:
     length = head.headers.get(b"content-length", b"")
     if status is None or not _LENGTH.match(length) or b"transfer-encoding" in head.headers:
         raise InvalidError("it answers as no node's cache does")
-    if status[1] == b"404" and length == b"0":
+    if status[1] in (b"404", b"503") and length == b"0":
         return None
     if status[1] != b"200" or not 0 < int(length) <= most:
         raise InvalidError(f"it answers {status[1].decode()} with {int(length)} bytes to a request for a chunk")

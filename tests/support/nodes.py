@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import trustme
 
 from snapshotter.chunkstore.stats import Stats
+from snapshotter.daemon.peering import Credential, PeersConfig
 from snapshotter.daemon.peerserver import PeerServer
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.registry.peerclient import Address
 
 LOOPBACK = Address("127.0.0.1", 0)
+
+
+class Authority:
+    """An authority that makes nodes' certificates."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._authority = trustme.CA()
+        self._directory = directory / name
+        self._directory.mkdir()
+        self.path = self._directory / "ca.pem"
+        self._authority.cert_pem.write_to_path(self.path)
+
+    def node(self, name: str, trusting: Authority | None = None, ends: datetime.datetime | None = None) -> PeersConfig:
+        """What a node with a certificate of this authority is configured with."""
+        made = self._authority.issue_cert(f"{name}.example", not_after=ends)
+        certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
+        made.cert_chain_pems[0].write_to_path(certificate)
+        made.private_key_pem.write_to_path(key)
+        return PeersConfig(credential=Credential(certificate, key, (trusting or self).path))
 
 
 class ServedChunks:

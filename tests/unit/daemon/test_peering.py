@@ -30,6 +30,7 @@ def test_every_key_is_read() -> None:
     assert read == PeersConfig(
         Address("10.0.0.5", 7117), (Address("nodes.example", 7117), Address("fd00::1", 7118)), credential
     )
+    assert parse({"listen": "10.0.0.5:7117", "rate": "50MB", **FILES}).rate == 50_000_000
     assert parse_all({"peers": {"listen": "[::]:1", **FILES}}).peers.listen == Address("::", 1)
 
 
@@ -55,6 +56,8 @@ def test_plain_http_is_somebodys_decision() -> None:
         ({"certificate": "/c", "key": "/k"}, "go together"),
         ({**FILES, "plain_http": True}, "exclude each other"),
         ({**FILES, "key": "k"}, "peers.key must be an absolute path"),
+        ({"rate": 0}, "peers.rate must be more than 0"),
+        ({"rate": "fast"}, "peers.rate must be a size"),
         ({"port": 1}, "unknown key peers.port"),
     ],
 )

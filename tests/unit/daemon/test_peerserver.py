@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trustme
 
 from snapshotter.chunkstore.cache import ChunkCache
 from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.daemon import peerserver
-from snapshotter.daemon.peering import Credential, PeersConfig, contexts
+from snapshotter.daemon.allowance import Allowance
+from snapshotter.daemon.peering import PeersConfig, contexts
 from snapshotter.daemon.peerserver import PeerServer
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.format.digest import Digest, sha256
@@ -25,7 +25,7 @@ from snapshotter.registry import peerprotocol
 from snapshotter.registry.failures import RegistryUnavailableError
 from snapshotter.registry.peerclient import Address, Budget, PeerClient
 from tests.support.chunks import some_chunks
-from tests.support.nodes import LOOPBACK
+from tests.support.nodes import LOOPBACK, Authority
 
 CHUNKS = some_chunks(4, size=300_000)
 DIGESTS = [sha256(raw) for raw in CHUNKS]
@@ -101,6 +101,20 @@ def test_head_tells_whether_it_is_there_and_how_long_it_is(server: PeerServer) -
 def test_nothing_but_chunks_is_served(server: PeerServer, text: bytes) -> None:
     """Every other request gets the same short answer, and the connection ends."""
     assert say(server, text) == peerprotocol.answer(400, 0, last=True)
+
+
+def test_beyond_the_allowance_chunks_are_declined_and_nobody_waits(cache: ChunkCache) -> None:
+    """For who asks it is as if they were not there, and with time there is more to give."""
+    now = [0.0]
+    allowance = Allowance(len(CHUNKS[0]), clock=lambda: now[0])
+    with contextlib.closing(PeerServer(LOOPBACK, cache.opened, stats=cache.stats, allowance=allowance)) as server:
+        assert ask(server, *DIGESTS) == [CHUNKS[0], None, None, None]
+        answer = say(server, peerprotocol.request(DIGESTS[1])[:-2] + b"Connection: close\r\n\r\n")
+        assert answer == peerprotocol.answer(503, 0, last=True)
+        assert ask(server, ABSENT) == [None]
+        now[0] = 1.0
+        assert ask(server, DIGESTS[1]) == [CHUNKS[1]]
+    assert (cache.stats.total(Count.SERVED), cache.stats.total(Count.DECLINED)) == (2, 4)
 
 
 def test_a_file_that_was_damaged_is_not_served_but_dropped(server: PeerServer, cache: ChunkCache) -> None:
@@ -182,25 +196,6 @@ def test_closing_ends_connections_and_may_be_repeated(server: PeerServer) -> Non
 def test_an_address_that_is_taken_is_said(server: PeerServer, cache: ChunkCache) -> None:
     with pytest.raises(FailedPreconditionError, match=rf"cannot serve other nodes at {server.address}: Address already in use"):
         PeerServer(server.address, cache.opened, stats=cache.stats)
-
-
-class Authority:
-    """An authority that makes nodes' certificates."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self._authority = trustme.CA()
-        self._directory = directory / name
-        self._directory.mkdir()
-        self.path = self._directory / "ca.pem"
-        self._authority.cert_pem.write_to_path(self.path)
-
-    def node(self, name: str, trusting: Authority | None = None) -> PeersConfig:
-        """What a node with a certificate of this authority is configured with."""
-        made = self._authority.issue_cert(f"{name}.example")
-        certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
-        made.cert_chain_pems[0].write_to_path(certificate)
-        made.private_key_pem.write_to_path(key)
-        return PeersConfig(credential=Credential(certificate, key, (trusting or self).path))
 
 
 class TestMutualTls:

@@ -111,12 +111,16 @@ def test_a_body_that_ends_early_is_a_broken_connection(pair: tuple[socket.socket
 
 
 def test_answers_are_understood(pair: tuple[socket.socket, Stream]) -> None:
-    pair[0].sendall(peerprotocol.answer(200, 3) + b"abc" + peerprotocol.answer(404, 0, last=True))
+    pair[0].sendall(peerprotocol.answer(200, 3) + b"abc" + peerprotocol.answer(503, 0) + peerprotocol.answer(404, 0, last=True))
     found = pair[1].head()
     assert found is not None
     assert found.keeps
     assert peerprotocol.answered(found, 3) == 3
     assert pair[1].exactly(3) == b"abc"
+    declined = pair[1].head()
+    assert declined is not None
+    assert declined.keeps
+    assert peerprotocol.answered(declined, 3) is None
     lacking = pair[1].head()
     assert lacking is not None
     assert not lacking.keeps
