@@ -115,6 +115,10 @@ class Foreseeing(Protocol):
         does not come is fetched when it is read."""
         ...
 
+    def bulk(self) -> None:
+        """Somebody goes on to read everything: the start is over, if there was one."""
+        ...
+
     def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         """As `ChunkStore.get`, for whoever decides what to expect: nobody has read these chunks."""
         ...

@@ -133,7 +133,7 @@ class Node:
             return noted
         stop = self._complete(packs, sources, layer, verity_of) if complete and verity_of is not None else lambda: None
         told = partial(self._prefetches.fetches, layer)
-        return Foreseen(noted, unnoted, lambda: stores[self._health.best(fetched)], stop, told)
+        return Foreseen(noted, unnoted, lambda: stores[self._health.best(fetched)], stop, told, on_bulk)
 
     def _link(self, source: BlobReader) -> Link:
         """What is known of the way to `source`, which many layers may be read from."""

@@ -37,6 +37,10 @@ class GivesOn:
         if isinstance(self._inner, Foreseeing):
             self._inner.expect(wanted)
 
+    def bulk(self) -> None:
+        if isinstance(self._inner, Foreseeing):
+            self._inner.bulk()
+
     def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         return self._inner.look(wanted) if isinstance(self._inner, Foreseeing) else self._inner.get(wanted)
 
@@ -51,13 +55,16 @@ class Foreseen:
         choose: Callable[[], PackStore],
         on_close: Callable[[], None] = lambda: None,
         told: Callable[[], bool] = lambda: False,
+        on_bulk: Callable[[], None] = lambda: None,
     ) -> None:
         """`unnoted`: the members behind the one of `inner` that notes what is read. `on_close` is called when nobody reads
-        through this any more, so that nothing is to be brought for it either. `told`: see `Foreseeing`."""
+        through this any more, so that nothing is to be brought for it either. `told`: see `Foreseeing`; `on_bulk`: as
+        `bulk`."""
         self._inner = inner
         self._unnoted = unnoted
         self._on_close = on_close
         self._told = told
+        self._on_bulk = on_bulk
         self._choose = choose
         self._near: AtHand | None = inner if isinstance(inner, AtHand) else None
 
@@ -79,6 +86,10 @@ class Foreseen:
             self._choose().begin([ref.digest for ref in wanted if not ref.compressed], RANGE)
         except PuzzlefsError as error:
             log.debug("not all that was expected can be brought: %s", error)
+
+    def bulk(self) -> None:
+        """See `Foreseeing`."""
+        self._on_bulk()
 
     def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         """See `Foreseeing`."""

@@ -59,13 +59,13 @@ Debian's. ``ld.so.cache`` would say more, but would have to be fetched first."""
 class Loading:
     """Follows the programs and the Python modules of one tree; its methods may be called from several threads."""
 
-    def __init__(self, tree: Tree, store: Foreseeing, has: Callable[[Digest], bool]) -> None:
+    def __init__(self, tree: Tree, places: Places, store: Foreseeing, has: Callable[[Digest], bool]) -> None:
         """`has`: whether a chunk is on this machine."""
         self._tree = tree
         self._store = store
         self._has = has
-        self._places = Places(tree)
-        self._modules = Modules(tree, self._places)
+        self._places = places
+        self._modules = Modules(tree, places)
         self._lock = threading.Lock()
         self._seen: dict[int, Program | None] = {}
         """What has been looked at, and which of it are programs."""

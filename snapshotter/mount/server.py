@@ -271,12 +271,23 @@ class Server:
                 elif read.stop():
                     self._far.submit(partial(self._read_far, read))
                     handed_on = True
+            if read.job.ahead and not handed_on:
+                self._far.submit(partial(self._sweep, read))
+                handed_on = True
         finally:
             if not handed_on:
                 read.end()
 
+    def _sweep(self, read: Read) -> None:
+        try:
+            read.channel.session.sweep()
+        finally:
+            read.end()
+
     def _read_far(self, read: Read) -> None:
         try:
+            if read.job.ahead:
+                read.channel.session.sweep()
             if read.start(self._far):
                 read.do(read.channel.session.read_far)
                 read.channel.session.follow(read.job)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from snapshotter.mount import wire
 from snapshotter.mount.errnos import errno_of
 from snapshotter.mount.loading import Loading
 from snapshotter.mount.pieces import BATCH_CHUNKS, Ask, read_if_there, read_pieces
+from snapshotter.mount.places import Places
+from snapshotter.mount.scan import SCAN_LENGTH, SCAN_STEP, SWEEP_LENGTH, Readers
+from snapshotter.mount.sweep import Sweep
 from snapshotter.mount.tree import Tree
 from snapshotter.mount.wire import Negotiated, Opcode, Request
 
@@ -35,12 +39,6 @@ AT_HAND_MAX = 256 << 10
 AHEAD_MAX = 64 << 10
 """Bytes of the next file of a scan that are looked for ahead: reading and hashing them takes 50 µs, about what a reader takes
 from one file to the next."""
-SCAN_LENGTH = 4
-"""Files that were read in order before a scan is taken for one."""
-_SCORE_MAX = 64  # halved by every step elsewhere: five of them, and it is a scan no more
-SCAN_STEP = 16
-"""Inode numbers from a file to the next one of a scan at most: what lies between are directories and links."""
-
 _COOKIE_DOT = 1
 _COOKIE_DOTDOT = 2
 _DIRECTORY = 0o040000
@@ -50,13 +48,17 @@ _log = logging.getLogger(__name__)
 
 
 class ReadJob(NamedTuple):
-    """A READ that waits to be done: `size` bytes of file `ino` from `offset` on, for the request `unique` of thread `pid`."""
+    """A READ that waits to be done: `size` bytes of file `ino` from `offset` on, for the request `unique` of thread `pid`.
+
+    `ahead`: with it what its reader comes to next has to be brought (`Session.sweep`), even where nobody waits for it any more.
+    """
 
     unique: int
     ino: int
     offset: int
     size: int
     pid: int
+    ahead: bool = False
 
 
 class Interrupt(NamedTuple):
@@ -72,34 +74,6 @@ class Failure(NamedTuple):
     offset: int
     length: int
     error: Exception
-
-
-class _Scan:
-    """Whether somebody reads one file after the other, as tar and grep do: a tree's inodes are numbered in that order."""
-
-    def __init__(self) -> None:
-        self._last = 1 << 64  # no file has it
-        self._length = 0
-        self._next: int | None = None
-        self._score = 0
-
-    @property
-    def runs(self) -> bool:
-        """Whether most files are read so, some steps from one directory to the next included."""
-        return self._score >= SCAN_LENGTH
-
-    def begun(self, ino: int) -> None:
-        """File `ino` is read from its beginning."""
-        in_order = 0 < ino - self._last <= SCAN_STEP
-        self._length = self._length + 1 if in_order else 0
-        self._score = min(self._score + 1, _SCORE_MAX) if in_order else self._score // 2
-        self._last = ino
-        self._next = ino if self._length >= SCAN_LENGTH else None
-
-    def take(self) -> int | None:
-        """The file after which the next one is going to be read, told once; None where nothing is foreseen."""
-        ino, self._next = self._next, None
-        return ino
 
 
 class Session:
@@ -119,9 +93,13 @@ class Session:
         """Why the kernel was refused at INIT, if it was."""
         self._store = store
         self._near: AtHand | None = store if isinstance(store, AtHand) else None
-        self._loading = Loading(tree, store, store.has) if isinstance(store, Foreseeing) else None
+        self._foreseeing: Foreseeing | None = store if isinstance(store, Foreseeing) else None
+        self._places = Places(tree)
+        self._loading = Loading(tree, self._places, self._foreseeing, store.has) if self._foreseeing is not None else None
         self._on_failure = on_failure
-        self._scan = _Scan()
+        self._readers = Readers()
+        self._sweeping = threading.Lock()
+        self._sweep: Sweep | None = None
 
     def handle(self, data: memoryview) -> Buffers | ReadJob | Interrupt | None:
         """The answer to the request in `data` (all that one read of /dev/fuse gave); None where the kernel expects none.
@@ -139,7 +117,8 @@ class Session:
                 return [wire.pack_header(request.unique, 0, errno.ENODATA)]
             if opcode == Opcode.READ:
                 offset, size = wire.parse_read(request)
-                return ReadJob(request.unique, request.nodeid, offset, size, request.pid)
+                ahead = self._follow(request.pid, request.nodeid, offset)
+                return ReadJob(request.unique, request.nodeid, offset, size, request.pid, ahead)
             if opcode in wire.NO_REPLY:
                 return Interrupt(wire.parse_interrupt(request)) if opcode == Opcode.INTERRUPT else None
             handler = _HANDLERS.get(opcode)
@@ -170,10 +149,8 @@ class Session:
 
     def at_hand(self, job: ReadJob) -> Buffers | None:
         """The answer to a READ, if it is short and all its chunks are in memory. Never raises, and never waits."""
-        if self._near is None or job.size > AT_HAND_MAX:
+        if self._near is None or job.size > AT_HAND_MAX or job.ahead:
             return None
-        if not job.offset:
-            self._scan.begun(job.ino)
         return self._if_there(job, self._near.at_hand, BATCH_CHUNKS)
 
     def look_ahead(self) -> None:
@@ -182,7 +159,7 @@ class Session:
         For the thread that calls `at_hand`. Takes as long as a read of `AHEAD_MAX` bytes at hand, waits for nothing and never
         raises; what is found is checked and kept like all that is read.
         """
-        after = self._scan.take()
+        after = self._readers.take()
         if after is None or self._near is None:
             return
         ino = self.tree.next_file(after, SCAN_STEP)
@@ -209,9 +186,11 @@ class Session:
         return [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]
 
     def read_far(self, job: ReadJob) -> Buffers:
-        """As `read`, for what is not on this machine: what is going to be read with it is brought too (`companions`), but not
-        where somebody reads all files, which has them brought in their order."""
-        if self._loading is not None and not self._scan.runs:
+        """As `read`, for what is not on this machine: what is going to be read with it is brought too (`companions`), or where
+        somebody reads all files, those (`sweep`)."""
+        if self._foreseeing is not None and self._readers.score(job.pid) >= SWEEP_LENGTH:
+            self._begin_sweep(self._foreseeing, job)
+        elif self._loading is not None and self._readers.score(job.pid) < SCAN_LENGTH:
             try:
                 self._loading.missed(job.ino, job.offset, job.size)
             except Exception:
@@ -220,12 +199,35 @@ class Session:
 
     def follow(self, job: ReadJob) -> None:
         """After `read_far`: fetch what is going to be read next (see `loading`). Never raises: it was nobody's wish."""
-        if job.offset or self._loading is None or self._scan.runs:
+        if job.offset or self._loading is None or self._readers.score(job.pid) >= SCAN_LENGTH:
             return
         try:
             self._loading.begin(job.ino)
         except Exception:
             _log.debug("what is loaded of inode %d could not be fetched", job.ino, exc_info=True)
+
+    def sweep(self) -> None:
+        """Have brought what the reader of a job that is `ahead` comes to next. Waits for no chunk, and never raises."""
+        sweep = self._sweep
+        if sweep is not None:
+            try:
+                sweep.step()
+            except Exception:
+                _log.debug("what a reader of all files comes to could not be fetched", exc_info=True)
+
+    def _begin_sweep(self, store: Foreseeing, job: ReadJob) -> None:
+        """The reader of `job`, which misses something, goes on to read all files: bring them before it comes there."""
+        with self._sweeping:
+            if self._sweep is not None and not self._sweep.over:
+                return
+            self._sweep = Sweep(self.tree, self._places, store, job.pid, job.ino)
+        self.sweep()
+
+    def _follow(self, reader: int, ino: int, offset: int) -> bool:
+        """`reader` reads file `ino` from `offset` on; whether something has to be brought ahead of it."""
+        if not offset:
+            self._readers.begun(reader, ino)
+        return self._sweep is not None and self._sweep.at(reader, ino, offset)
 
     def _if_there(self, job: ReadJob, ask: Ask, pieces_max: int) -> Buffers | None:
         """What `ask` has for `job`; None where it lacks something, or where there are more pieces than may be asked for."""

@@ -2,102 +2,23 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import pytest
 
-from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.format.digest import Digest, sha256
-from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent
-from snapshotter.format.rootfs import Rootfs
-from snapshotter.format.writer import encode
 from snapshotter.mount import companions, elf
 from snapshotter.mount.companions import AROUND_DOUBLED, AROUND_FIRST, NEIGHBOUR, NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
 from snapshotter.mount.loading import LIBRARY_CODE, PROGRAM_CODE, Loading
 from snapshotter.mount.places import Places
-from snapshotter.mount.tree import Tree
-from tests.support.chunks import StubStore
+from tests.support.foresight import Files, Foreseeing, make_tree, names, numbered, parts
 from tests.support.modules import compiled
 from tests.support.programs import LOAD, RW, RX, R, header, program
-
-Files = Mapping[str, bytes]
-
-
-class Foreseeing(StubStore):
-    """A store that notes what is expected."""
-
-    def __init__(self, files: Files) -> None:
-        super().__init__([part for content in files.values() for part in parts(content)])
-        self.expected: list[ChunkRef] = []
-
-    is_told = False
-
-    def told(self) -> bool:
-        return self.is_told
-
-    def risk(self) -> int:
-        return 0
-
-    def expect(self, wanted: Sequence[ChunkRef]) -> None:
-        self.expected += wanted
-
-    def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
-        return self.get(wanted)
-
-
-def parts(content: bytes) -> list[bytes]:
-    """Chunks of 16 KiB, each its own."""
-    return [content[start : start + 16384] for start in range(0, len(content), 16384)]
-
-
-def make_tree(files: Files, links: Mapping[str, str] | None = None) -> tuple[Tree, dict[str, int]]:
-    """A tree numbered as a walk numbers it, and the numbers by path; a directory is what a path has before a slash."""
-    nodes: list[Inode] = []
-    numbers: dict[str, int] = {}
-    links = links or {}
-
-    def number(path: str) -> int:
-        numbers[path] = len(nodes) + 1
-        nodes.append(Inode(len(nodes) + 1, Kind.DIR))
-        return len(nodes)
-
-    def add(path: str) -> None:
-        ino = numbers[path]
-        if path in files:
-            chunks = [FileChunk(sha256(part), 0, len(part)) for part in parts(files[path])]
-            nodes[ino - 1] = Inode(ino, Kind.FILE, 0o755, chunks=chunks)
-        elif path in links:
-            nodes[ino - 1] = Inode(ino, Kind.LNK, 0o777, target=links[path].encode())
-        else:
-            start = f"{path}/" if path else ""
-            below = sorted({p[len(start) :].split("/")[0] for p in (*files, *links) if p.startswith(start)})
-            entries = [DirEntry(number(start + name), name.encode()) for name in below]
-            nodes[ino - 1] = Inode(ino, Kind.DIR, 0o755, entries=entries)
-            for name in below:
-                add(start + name)
-
-    number("")
-    add("")
-    return Tree(Rootfs.open(encode(RootfsContent([nodes])))), numbers
-
-
-def names(files: Files, refs: list[ChunkRef]) -> list[str]:
-    """The files that alone have one of `refs`, in their order."""
-    owners: dict[Digest, set[str]] = {}
-    for path, content in files.items():
-        for part in parts(content):
-            owners.setdefault(sha256(part), set()).add(path)
-    return list(dict.fromkeys(next(iter(owners[ref.digest])) for ref in refs if len(owners[ref.digest]) == 1))
 
 
 def nothing(digest: Digest) -> bool:
     return False
-
-
-def numbered(count: int, size: int, directory: str = "d") -> dict[str, bytes]:
-    return {f"{directory}/{number:03}": random.Random(number).randbytes(size) for number in range(count)}
 
 
 class TestModules:
@@ -130,7 +51,7 @@ class TestModules:
         files = self.files()
         tree, numbers = make_tree(files)
         store = Foreseeing(files)
-        Loading(tree, store, nothing).begin(numbers[self.path("lib/pkg/__init__")])
+        Loading(tree, Places(tree), store, nothing).begin(numbers[self.path("lib/pkg/__init__")])
         expected = {self.path(f"lib/{name}") for name in ("pkg/one", "pkg/two", "apart")} | {
             "lib/pkg/fast.so",
             "usr/lib/libz.so",
@@ -141,14 +62,14 @@ class TestModules:
         files = {"app/main.py": b"import empty, full\n", "app/empty.py": b"", "app/full.py": b"full"}
         tree, numbers = make_tree(files)
         store = Foreseeing(files)
-        Loading(tree, store, nothing).begin(numbers["app/main.py"])
+        Loading(tree, Places(tree), store, nothing).begin(numbers["app/main.py"])
         assert names(files, store.expected) == ["app/full.py"]
 
     def test_modules_beside_one_do_not_come_for_that_alone(self) -> None:
         files = self.files()
         tree, numbers = make_tree(files)
         store = Foreseeing(files)
-        Loading(tree, store, nothing).missed(numbers[self.path("lib/unneeded")], 0, 4096)
+        Loading(tree, Places(tree), store, nothing).missed(numbers[self.path("lib/unneeded")], 0, 4096)
         assert set(names(files, store.expected)) == {self.path("lib/unneeded")}
 
 
@@ -243,7 +164,7 @@ class TestLoading:
         files = files or self.FILES
         tree, numbers = make_tree(files, self.LINKS)
         self.store = Foreseeing(files)
-        Loading(tree, self.store, nothing).begin(numbers[path])
+        Loading(tree, Places(tree), self.store, nothing).begin(numbers[path])
         return names(files, self.store.expected)
 
     def test_a_programs_libraries_come_with_it_and_what_they_need_but_nothing_else(self) -> None:
@@ -282,7 +203,7 @@ class TestLoading:
         tree, numbers = make_tree(self.FILES, self.LINKS)
         store = Foreseeing(self.FILES)
         path = "usr/lib/x86_64-linux-gnu/libb.so"
-        loading = Loading(tree, store, nothing)
+        loading = Loading(tree, Places(tree), store, nothing)
         loading.missed(numbers[path], 1 << 20, 4096)
         assert store.expected == []
         loading.begin(numbers[path])
@@ -296,7 +217,7 @@ class TestLoading:
     def test_nothing_is_guessed_while_a_recorded_start_is_on_its_way(self) -> None:
         tree, numbers = make_tree(self.FILES, self.LINKS)
         store = Foreseeing(self.FILES)
-        loading = Loading(tree, store, nothing)
+        loading = Loading(tree, Places(tree), store, nothing)
         store.is_told = True
         loading.missed(numbers["usr/share/text"], 0, 4096)
         loading.begin(numbers["usr/bin/tool"])
@@ -308,7 +229,7 @@ class TestLoading:
     def test_nothing_is_looked_at_twice(self) -> None:
         tree, numbers = make_tree(self.FILES, self.LINKS)
         store = Foreseeing(self.FILES)
-        loading = Loading(tree, store, nothing)
+        loading = Loading(tree, Places(tree), store, nothing)
         loading.begin(numbers["usr/bin/tool"])
         before = len(store.expected)
         loading.begin(numbers["usr/bin/tool"])

@@ -18,10 +18,13 @@ from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
 from snapshotter.mount import wire
 from snapshotter.mount.pieces import BATCH_CHUNKS
-from snapshotter.mount.session import SCAN_LENGTH, Buffers, Failure, Interrupt, ReadJob, Session
+from snapshotter.mount.scan import SCAN_LENGTH, SWEEP_LENGTH
+from snapshotter.mount.session import Buffers, Failure, Interrupt, ReadJob, Session
+from snapshotter.mount.sweep import WINDOW_FIRST
 from snapshotter.mount.tree import Tree
 from snapshotter.mount.wire import InitFlag, Negotiated, Opcode
 from tests.support.chunks import StubStore
+from tests.support.foresight import Foreseeing, make_tree, names, numbered
 
 RAW = b"content of the file"
 READ_BODY = struct.Struct("<QQIIQII")
@@ -143,6 +146,14 @@ def files_session(contents: Sequence[Sequence[bytes]]) -> tuple[Session, Near]:
     return Session(tree, store, lambda failure: None, Negotiated(41, 0, 0)), store
 
 
+def begun(session: Session, ino: int, size: int = 4096) -> ReadJob:
+    """What `session` makes of the kernel's request for the first bytes of file `ino`."""
+    header = wire.IN_HEADER.pack(40 + READ_BODY.size, Opcode.READ, 77, ino, 0, 0, 0, 0, 0)
+    job = session.handle(memoryview(header + read_body(0, size)))
+    assert isinstance(job, ReadJob)
+    return job
+
+
 def test_what_is_local_is_read_without_asking_anybody_else() -> None:
     session, store = files_session([[b"first", b"second"], [b"third"]])
     store.memory.clear()
@@ -175,12 +186,12 @@ def test_the_next_file_of_a_scan_is_looked_for_once() -> None:
     for number in range(SCAN_LENGTH + 1):
         session.look_ahead()
         assert len(store.tried) == number, "too short a scan yet"
-        session.at_hand(ReadJob(77, 10 + 2 * number, 0, 4096, 0))
+        session.at_hand(begun(session, 10 + 2 * number))
     store.tried.clear()
     session.look_ahead()
     session.look_ahead()
     assert store.tried == [sha256(contents[SCAN_LENGTH + 1][0])]
-    session.at_hand(ReadJob(77, 10, 0, 4096, 0))
+    session.at_hand(begun(session, 10))
     store.tried.clear()
     session.look_ahead()
     assert store.tried == [], "somebody went back"
@@ -204,6 +215,9 @@ class Guessing(Near):
     def expect(self, wanted: Sequence[ChunkRef]) -> None:
         self.expected += wanted
 
+    def bulk(self) -> None:
+        pass
+
     def look(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         return self.get(wanted)
 
@@ -214,25 +228,52 @@ def test_nothing_is_guessed_for_a_scan_though_it_steps_from_directory_to_directo
     store = Guessing([chunk for chunks in contents for chunk in chunks])
     session = Session(near.tree, store, pytest.fail)
     numbers = [10 + 2 * number for number in range(40)]
-    for job in (ReadJob(77, ino, 0, 4, 0) for ino in numbers[:3]):
-        session.at_hand(job)
-        session.read_far(job)
+    for ino in numbers[:3]:
+        session.read_far(begun(session, ino, 4))
     assert store.expected, "a read of the beginning of a file brings all of it"
     for ino in (*numbers[3:12], *numbers[30:32], *numbers[20:30]):
-        session.at_hand(ReadJob(77, ino, 0, 4, 0))
+        job = begun(session, ino, 4)
         store.expected.clear()
-        session.read_far(ReadJob(77, ino, 0, 4, 0))
+        session.read_far(job)
     assert store.expected == []
     for ino in reversed(numbers[:12]):
-        session.at_hand(ReadJob(77, ino, 0, 4, 0))
-    session.read_far(ReadJob(77, numbers[0], 0, 4, 0))
+        session.read_far(begun(session, ino, 4))
     assert store.expected, "this is no scan"
+
+
+def test_what_a_reader_of_all_files_comes_to_is_brought_once_it_misses_something() -> None:
+    files = numbered(400, 10000)
+    tree, inos = make_tree(files)
+    store = Foreseeing(files)
+    session = Session(tree, store, pytest.fail)
+    jobs = [begun(session, inos[f"d/{number:03}"]) for number in range(SWEEP_LENGTH + 2)]
+    assert not any(job.ahead for job in jobs), "as long as all is here nothing has to be brought"
+    assert session.read_far(jobs[-1])
+    expected = [path for path in files if path >= f"d/{SWEEP_LENGTH + 1:03}"]
+    assert names(files, store.expected) == expected[: len(names(files, store.expected))]
+    assert sum(map(len, (files[path] for path in names(files, store.expected)))) >= WINDOW_FIRST
+    before = len(store.expected)
+    ahead = next(job for number in range(SWEEP_LENGTH + 2, 400) if (job := begun(session, inos[f"d/{number:03}"])).ahead)
+    assert session.at_hand(ahead) is None, "a thread has to do more than to answer it"
+    session.sweep()
+    assert len(store.expected) > before
+
+
+def test_what_another_reader_reads_is_still_guessed_beside_a_scan() -> None:
+    files = numbered(100, 10000) | {"e/one": b"1" * 20000}
+    tree, inos = make_tree(files)
+    store = Foreseeing(files)
+    session = Session(tree, store, pytest.fail)
+    for number in range(SWEEP_LENGTH + 2):
+        begun(session, inos[f"d/{number:03}"])
+    session.read_far(ReadJob(77, inos["e/one"], 0, 4, 4711))
+    assert names(files, store.expected) == ["e/one"]
 
 
 def test_nothing_is_looked_for_after_the_last_file_or_within_one() -> None:
     session, store = files_session([[b"content of %d" % number] for number in range(SCAN_LENGTH + 1)])
     for number in range(SCAN_LENGTH + 1):
-        session.at_hand(ReadJob(77, 10 + 2 * number, 0, 4096, 0))
+        session.at_hand(begun(session, 10 + 2 * number))
     store.tried.clear()
     session.look_ahead()
     for offset in range(4096, 8 * 4096, 4096):
