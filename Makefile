@@ -52,9 +52,9 @@ format: venv
 unit: venv
 	$(pytest) -q -n 2 -m 'not root' tests
 
-# the tests with real mounts, containerd and a registry, one after the other: they share the machine's kernel
+# the tests with real mounts, containerd and a registry: two files of them at a time, each with daemons and directories of its own
 system: packages venv image containerds podmans kernels upstream
-	$(pytest) -m root --durations=10 tests
+	$(pytest) -n 2 --dist loadfile -m root --durations=10 tests
 
 # a registry that does everything wrong that one can, for so many starts of containers and full reads; part of `system` with few.
 # Nearly all of the time is waited (10 s a start): LANES of them at once, each with a node, a registry and a seed of its own

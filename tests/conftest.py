@@ -14,7 +14,7 @@ from tests.support.tools import MissingToolError
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fails the session if mounts, processes, descriptors or temporary files remain at its end."""
-    check = LeakCheck(tmp_path_factory.mktemp("t", numbered=False))
+    check = LeakCheck(tmp_path_factory.getbasetemp())
     yield
     leaks = check.leaks()
     if leaks:

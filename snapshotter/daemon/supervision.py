@@ -7,7 +7,8 @@ A *worker* here is a place that is numbered and has mounts; the process in it co
    dies early (`pause`). The pause stays short where others wait, or where the process was killed from outside.
 3. A place whose processes keep dying early is split in two until the mount that kills them is alone (`SPLIT_AFTER`): no
    other layer goes with it. The halves that live return to the ordinary places, handed over as after a death.
-4. A process that lives and does not answer is killed, and is then one that ended.
+4. A process that lives and does not answer is killed, and is then one that ended. One that has never answered yet may be
+   starting, on a machine that is busy, for so long (`STARTING_MAX`): its successor would take no less.
 5. A process that an earlier daemon started, from another release or configuration, is replaced in the same way.
 6. A process that crashes early over its only mount may have died of a request: its mount's memory is told (`Blame`), so that a
    request that is there each time gets an error in the end. One that was killed says nothing about its requests.
@@ -30,6 +31,8 @@ PAUSE_MAX = 30.0
 """Longest pause in seconds before a process that crashes over its only mount is started again."""
 RETURN_AFTER = 60.0
 """Seconds after which the mounts of a place that was split off and lives go back."""
+STARTING_MAX = 60.0
+"""Seconds in which a process must have answered for the first time. It takes 0.2 s on a machine that has nothing else to do."""
 PLACES_MAX = 32
 """Places beyond which none is split: each process takes memory."""
 
@@ -60,9 +63,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """The process does not answer."""
+    """The process does not answer. `answered`: it has done so before."""
 
     worker: int
+    answered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +195,8 @@ class Supervision:
                 return self._found(worker, mounts, current, now)
             case Ended(worker, killed):
                 return self._ended(self.places[worker], killed, now)
-            case Silent(worker):
-                return self._silent(self.places[worker])
+            case Silent(worker, answered):
+                return self._silent(self.places[worker], answered, now)
             case Refused(worker, mount, reason):
                 if mount not in self.places[worker].mounts:
                     return []
@@ -285,8 +289,8 @@ class Supervision:
         number = max(self.places) + 1
         self.places[number] = Place(number)
 
-    def _silent(self, place: Place) -> list[Action]:
-        if place.phase is not Phase.RUNNING:
+    def _silent(self, place: Place, answered: bool, now: float) -> list[Action]:
+        if place.phase is not Phase.RUNNING or (not answered and now - place.since < STARTING_MAX):
             return []
         place.phase = Phase.ENDING
         return [Report(f"mount worker {place.number} does not answer and is killed"), Kill(place.number)]

@@ -59,7 +59,7 @@ READY_TIMEOUT = 30.0
 """Seconds in which a new mount must answer the kernel's first request."""
 PING_EVERY = 5.0
 PING_TIMEOUT = 5.0
-"""Seconds in which a worker must answer, all it does for its mounts notwithstanding."""
+"""Seconds in which workers, asked all at once, must answer, all they do for their mounts notwithstanding."""
 
 _log = logging.getLogger(__name__)
 
@@ -444,15 +444,17 @@ class Supervisor:
         while not self._closing.wait(PING_EVERY):
             with self._lock:
                 clients = dict(self._clients)
-            for worker, client in clients.items():
-                if client.ping(PING_TIMEOUT):
+            asked = [(worker, client, client.begin_ping()) for worker, client in clients.items()]
+            deadline = time.monotonic() + PING_TIMEOUT
+            for worker, client, answers in asked:
+                if answers(deadline - time.monotonic()):
                     silent.discard(client.pid)
                 elif client.pid not in silent:
                     silent.add(client.pid)
                 else:
                     with self._lock:
                         if self._clients.get(worker) is client:
-                            self._step(Silent(worker))
+                            self._step(Silent(worker, client.answered))
             silent &= {client.pid for client in clients.values()}
             with self._lock:
                 unserved, self._unserved = self._unserved, set()

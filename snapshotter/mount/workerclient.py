@@ -58,6 +58,8 @@ class WorkerClient:
         self._seq = 0
         self._waiting: dict[int, Future[Answer]] = {}
         self._ended = False
+        self.answered = False
+        """Whether it has said anything yet."""
         self._detached = False
         # One that does not read what it is told is stuck: then nobody here waits for it for long.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(END_TIMEOUT), 0))
@@ -195,12 +197,25 @@ class WorkerClient:
         """
         self._ask({"do": "update", "mount_id": mount_id, "store": dict(store)})
 
-    def ping(self, timeout: float) -> bool:
-        """Whether the worker is alive and its event loop comes round. Never raises."""
+    def begin_ping(self) -> Callable[[float], bool]:
+        """Ask whether the worker is alive and its event loop comes round; whether it has said so within so many seconds from
+        the call of what this returns. Neither raises."""
         try:
-            return self._ask({"do": "ping"}, timeout=timeout).get("alive") is True
+            seq, future = self._begin({"do": "ping"}, ())
         except PuzzlefsError:
-            return False
+            return lambda timeout: False
+
+        def answers(timeout: float) -> bool:
+            try:
+                return self._answer(seq, future, max(0.0, timeout))[0].get("alive") is True
+            except PuzzlefsError:
+                return False
+
+        return answers
+
+    def ping(self, timeout: float) -> bool:
+        """Whether it is, within `timeout` seconds: `begin_ping` at once."""
+        return self.begin_ping()(timeout)
 
     def stats(self) -> dict[str, Any]:
         """What the worker holds: ``mounts`` (ids) and ``cached`` (weight of its decoded metadata).
@@ -243,7 +258,9 @@ class WorkerClient:
         return answer
 
     def _asked(self, message: Message, fds: tuple[int, ...] = (), timeout: float = REPLY_TIMEOUT) -> Answer:
-        seq, future = self._begin(message, fds)
+        return self._answer(*self._begin(message, fds), timeout)
+
+    def _answer(self, seq: int, future: Future[Answer], timeout: float) -> Answer:
         try:
             return _taken(future.result(timeout))
         except FutureTimeoutError:
@@ -301,6 +318,7 @@ class WorkerClient:
         self._on_exit(status)
 
     def _dispatch(self, message: Message, fds: list[int]) -> None:
+        self.answered = True
         if "event" in message:
             messages.close_all(fds)
             self._on_event(workerproto.parse_event(message))

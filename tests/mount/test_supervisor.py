@@ -23,11 +23,11 @@ from snapshotter.errors import CorruptError, UnavailableError
 from snapshotter.mount import mounting
 from snapshotter.mount.journal import CRASHES_MAX
 from tests.mount.source import Builder
-from tests.support import mounts
+from tests.support import mounts, tools
 from tests.support.processes import find, kill
 
 WORKER = [sys.executable, str(Path(__file__).parent / "poison_entry.py")]
-PATIENCE = 30
+PATIENCE = 30 * tools.slowness()
 
 
 class Node:
@@ -259,7 +259,7 @@ def test_workers_that_cannot_be_started_are_said(node: Node, monkeypatch: pytest
 def test_a_worker_that_hangs_is_noticed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.layer("a")
     monkeypatch.setattr("snapshotter.daemon.supervisor.PING_EVERY", 0.1)
-    monkeypatch.setattr("snapshotter.daemon.supervisor.PING_TIMEOUT", 1.0)
+    monkeypatch.setattr("snapshotter.daemon.supervisor.PING_TIMEOUT", 1.0 * tools.slowness())
     with node.daemon(names="a"):
         (pid,) = node.workers()
         os.kill(pid, signal.SIGSTOP)

@@ -245,6 +245,15 @@ def test_a_worker_that_is_stopped_is_not_taken_for_alive(daemon: Daemon) -> None
     assert daemon.worker.ping(PATIENCE)
 
 
+def test_one_that_has_not_come_up_yet_is_told_from_one_that_has(daemon: Daemon) -> None:
+    assert daemon.worker.ping(PATIENCE)
+    assert daemon.worker.answered
+    starting = WorkerClient.start((sys.executable, "-c", "import time; time.sleep(60)"), daemon.directory, lambda event: None)
+    assert not starting.ping(0.2)
+    assert not starting.answered
+    starting.stop(timeout=0.1)
+
+
 def test_a_worker_killed_before_init(daemon: Daemon, image: Path, tmp_path: Path) -> None:
     point = tmp_path / "m"
     point.mkdir()

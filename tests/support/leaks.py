@@ -24,15 +24,20 @@ _POLLERS = 8
 
 
 class LeakCheck:
-    """Takes stock when made; `leaks` tells what has come since. `directory` becomes the place for temporary files."""
+    """Takes stock when made; `leaks` tells what has come since.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Temporary files get a directory of their own, with a short path: the sockets that tests put there may have 107 bytes in all.
+    `beside` is another one that may have mounts below it, pytest's own.
+    """
+
+    def __init__(self, beside: Path) -> None:
+        self._beside = beside
+        self._directory = Path(tempfile.mkdtemp(prefix="t-"))
         self._name = uuid.uuid4().hex
         self._before = {key: os.environ.get(key) for key in (MARK, "TMPDIR")}
         self._tempdir = tempfile.tempdir
         os.environ[MARK] = self._name
-        os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(self._directory)
         self._descriptors = _descriptors()
 
     def leaks(self, patience: float = 5) -> list[str]:
@@ -46,10 +51,13 @@ class LeakCheck:
         deadline = time.monotonic() + patience
         while (found := self._look()) and time.monotonic() < deadline:
             time.sleep(0.1)
+        if not found:
+            self._directory.rmdir()
         return found
 
     def _look(self) -> list[str]:
-        found = [f"mount: {os.fsdecode(point)}" for point in mounts.mount_points(self._directory.parent)]
+        below = [point for place in (self._directory, self._beside) for point in mounts.mount_points(place)]
+        found = [f"mount: {os.fsdecode(point)}" for point in below]
         found += [f"process {pid}: {command}" for pid, command in _processes(f"{MARK}={self._name}".encode())]
         found += [f"temporary file: {path}" for path in self._directory.iterdir()]
         opened = {fd: target for fd, target in _descriptors().items() if self._descriptors.get(fd) != target}

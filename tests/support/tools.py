@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".tools"
 """What the set-up keeps between runs: unpacked packages, built images."""
 
+SLOWNESS = "PUZZLEFS_TEST_SLOWNESS"
+"""The variable that says how many times as long things take here as on a machine of its own: in one that is emulated, some."""
+
 UNPACKED = STATE / "debian"
 
 PACKAGES = {
@@ -76,3 +79,8 @@ def find(name: str) -> str:
 def environment() -> dict[str, str]:
     """The environment for child processes: this process's, with `search_path`."""
     return {**os.environ, "PATH": search_path()}
+
+
+def slowness() -> float:
+    """By how much the time has to be multiplied that a test waits before it gives up."""
+    return float(os.environ.get(SLOWNESS, "1"))

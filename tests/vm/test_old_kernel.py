@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import tools
 from tests.vm import images
 from tests.vm.machine import Machine
 
@@ -35,7 +36,8 @@ def test_it_hands_out_no_request_twice(old: Machine) -> None:
 @pytest.mark.parametrize("tests", TESTS.values(), ids=TESTS)
 def test_with_an_old_kernel(tests: str, old: Machine) -> None:
     # not in /tmp: its tmpfs has no user attributes yet
-    done = old.run(f"cd /code/source && TMPDIR=/var/tmp python3 -m pytest -p no:cacheprovider -q -m root {tests}", timeout=500)
+    environment = f"TMPDIR=/var/tmp {tools.SLOWNESS}=5"
+    done = old.run(f"cd /code/source && {environment} python3 -m pytest -p no:cacheprovider -q -m root {tests}", timeout=900)
     assert done.status == 0, done.output
     assert " passed" in done.output
     assert "skipped" not in done.output

@@ -14,6 +14,7 @@ from snapshotter.daemon.supervision import (
     PAUSE_SHARED,
     RETURN_AFTER,
     SETTLED_AFTER,
+    STARTING_MAX,
     Action,
     Blame,
     Ended,
@@ -214,11 +215,21 @@ def test_neither_a_kill_nor_a_crash_over_several_mounts_is_held_against_requests
 def test_a_silent_worker_is_killed_and_followed() -> None:
     world = World(1)
     world.step(Placed("a"))
-    assert world.step(Silent(0))[1:] == [Kill(0)]
-    assert world.step(Silent(0)) == []
+    assert world.step(Silent(0, answered=True))[1:] == [Kill(0)]
+    assert world.step(Silent(0, answered=True)) == []
     world.step(Placed("b"))  # who comes meanwhile is served by the next one
     world.die(0, killed=True)
     assert world.running == {0: {"a", "b"}}
+
+
+def test_one_that_is_slow_to_start_gets_time() -> None:
+    """Its successor would be as slow, and none would ever serve."""
+    world = World(1)
+    world.step(Placed("a"))
+    world.wait(STARTING_MAX - 1)
+    assert world.step(Silent(0, answered=False)) == []
+    world.wait(1)
+    assert world.step(Silent(0, answered=False))[1:] == [Kill(0)]
 
 
 def test_a_found_worker_goes_on() -> None:
@@ -284,7 +295,7 @@ class Anything(RuleBasedStateMachine):
     @precondition(lambda self: self.world.running)
     @rule(data=st.data())
     def silent(self, data: st.DataObject) -> None:
-        self.world.step(Silent(data.draw(st.sampled_from(sorted(self.world.running)))))
+        self.world.step(Silent(data.draw(st.sampled_from(sorted(self.world.running))), data.draw(st.booleans())))
 
     @rule(seconds=st.sampled_from([0.05, 1.0, SETTLED_AFTER, RETURN_AFTER]))
     def wait(self, seconds: float) -> None:
