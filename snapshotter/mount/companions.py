@@ -37,7 +37,8 @@ AROUND_FIRST = 64 << 10
 """Bytes that are fetched behind the first miss in a segment."""
 
 AROUND_DOUBLED = 3
-"""How often that is doubled."""
+"""How often that is doubled. The next miss takes all of the segment, if it has `SEGMENTS_MAX` bytes at most: of the code of
+libcrypto a start runs 25 of 32 chunks, all over it."""
 
 _ALONE = (b".pyc", b".so")
 """Endings of files that others do not come with for standing beside them: what they need stands in them."""
@@ -89,6 +90,8 @@ def around(segment: Segment, offset: int, length: int, misses: int, risk: int = 
     """Offset and length of what to fetch of `segment` where `length` bytes at `offset` are missed, as others were `misses`
     times before: some of what lies before them, and twice as much of what lies behind. That is `AROUND_FIRST` at first, or
     `risk` if more than that may be fetched in vain, and is doubled each time, up to `AROUND_DOUBLED` times."""
+    if misses >= AROUND_DOUBLED and segment.length <= SEGMENTS_MAX:
+        return segment.offset, segment.length
     behind = max(AROUND_FIRST, risk) << min(misses, AROUND_DOUBLED)
     start = max(segment.offset, offset - behind // 2)
     end = min(segment.offset + segment.length, offset + length + behind)
@@ -98,6 +101,21 @@ def around(segment: Segment, offset: int, length: int, misses: int, risk: int = 
 def code(program: Program, longest: int) -> list[tuple[int, int]]:
     """Offset and length of the code of `program`, if it has `longest` bytes at most."""
     parts = [(segment.offset, segment.length) for segment in program.segments if segment.executable]
+    return parts if sum(length for _, length in parts) <= longest else []
+
+
+def constants(program: Program, longest: int) -> list[tuple[int, int]]:
+    """Offset and length of the constants of `program` that lie behind its code (.rodata), if they have `longest` bytes at most.
+
+    What tells how the stack is unwound follows them in the same segment, and is hardly ever read.
+    """
+    parts: list[tuple[int, int]] = []
+    for segment in program.segments:
+        if segment.offset and not segment.executable and not segment.written:
+            end = segment.offset + segment.length
+            if program.unwinding is not None and segment.offset <= program.unwinding < end:
+                end = program.unwinding
+            parts.append((segment.offset, end - segment.offset))
     return parts if sum(length for _, length in parts) <= longest else []
 
 

@@ -20,7 +20,7 @@ _HEADERS_MAX = 64
 _DYNAMIC_MAX = 64 << 10
 _NAME_MAX = 255
 _ELF64_LITTLE = b"\x7fELF\x02\x01"
-_PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_GNU_EH_FRAME = 1, 2, 3, 0x6474E550
 _PF_X, _PF_W = 1, 2
 _DT_NULL, _DT_NEEDED, _DT_STRTAB = 0, 1, 5
 
@@ -43,11 +43,13 @@ class Extent(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A program or library: what is mapped of it, where its dynamic section is, and the path of its interpreter (ld.so)."""
+    """A program or library: what is mapped of it, where its dynamic section is, the path of its interpreter (ld.so), and from
+    where on it is told how its stack is unwound (.eh_frame_hdr, which .eh_frame follows)."""
 
     segments: tuple[Segment, ...]
     dynamic: Extent | None
     interpreter: Extent | None
+    unwinding: int | None = None
 
 
 Read = Callable[[int, int], bytes]
@@ -63,7 +65,7 @@ def parse(head: bytes | memoryview) -> Program | None:
     if size < 56 or not 0 < count <= _HEADERS_MAX or offset + size * count > len(head):
         return None
     segments: list[Segment] = []
-    dynamic = interpreter = None
+    dynamic = interpreter = unwinding = None
     for number in range(count):
         kind, flags, start, address, _, length = struct.unpack_from("<IIQQQQ", head, offset + size * number)
         if kind == _PT_LOAD and length:
@@ -72,7 +74,9 @@ def parse(head: bytes | memoryview) -> Program | None:
             dynamic = Extent(start, min(length, _DYNAMIC_MAX))
         elif kind == _PT_INTERP:
             interpreter = Extent(start, min(length, _NAME_MAX))
-    return Program(tuple(segments), dynamic, interpreter)
+        elif kind == _PT_GNU_EH_FRAME:
+            unwinding = start
+    return Program(tuple(segments), dynamic, interpreter, unwinding)
 
 
 def needed(program: Program, read: Read) -> list[bytes]:

@@ -119,6 +119,7 @@ class Loading:
             self._store.expect([*mapped, *(ref for file in loaders for ref in self._beginning(file))])
             longest = LIBRARY_CODE if depth else PROGRAM_CODE
             code += self._chunks(found, partial(companions.code, longest=longest))
+            code += self._chunks(found, partial(companions.constants, longest=longest))
             modules += (module for file in found for module in self._modules.startup(file))
             looked_at += len(found)
             needed = self._new(self._needed(found))[: max(0, FILES_MAX - looked_at)]

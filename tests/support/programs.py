@@ -6,7 +6,7 @@ import random
 import struct
 from collections.abc import Sequence
 
-LOAD, DYNAMIC, INTERP = 1, 2, 3
+LOAD, DYNAMIC, INTERP, EH_FRAME = 1, 2, 3, 0x6474E550
 R, RX, RW = 4, 5, 6
 _NEEDED, _STRTAB = 1, 5
 

@@ -14,7 +14,7 @@ from snapshotter.mount.loading import LIBRARY_CODE, PROGRAM_CODE, Loading
 from snapshotter.mount.places import Places
 from tests.support.foresight import Files, Foreseeing, make_tree, names, numbered, parts
 from tests.support.modules import compiled
-from tests.support.programs import LOAD, RW, RX, R, header, program
+from tests.support.programs import EH_FRAME, LOAD, RW, RX, R, header, program
 
 
 def nothing(digest: Digest) -> bool:
@@ -139,6 +139,29 @@ class TestPrograms:
             (9 << 20) - 4096 - AROUND_FIRST // 2,
             AROUND_FIRST // 2 + 4096,
         )
+
+    def test_after_some_misses_all_of_a_segment_comes_that_is_not_too_long(self) -> None:
+        found = elf.parse(
+            header([(LOAD, R, 0, 5000), (LOAD, RX, 1 << 20, SEGMENTS_MAX), (LOAD, RX, 9 << 20, SEGMENTS_MAX + 1)])
+        )
+        assert found is not None
+        _, short, long = found.segments
+        middle = short.offset + SEGMENTS_MAX // 2
+        assert companions.around(short, middle, 4096, AROUND_DOUBLED - 1)[1] < SEGMENTS_MAX
+        assert companions.around(short, middle, 4096, AROUND_DOUBLED) == (short.offset, SEGMENTS_MAX)
+        assert companions.around(long, 11 << 20, 4096, AROUND_DOUBLED)[1] < SEGMENTS_MAX
+
+    def test_constants_are_what_lies_behind_the_code_up_to_what_unwinds_the_stack(self) -> None:
+        parts = [(LOAD, R, 0, 5000), (LOAD, RX, 8192, 10_000), (LOAD, R, 20_000, 9000), (LOAD, RW, 30_000, 7000)]
+        plain = elf.parse(header(parts))
+        unwound = elf.parse(header([*parts, (EH_FRAME, R, 26_000, 100)]))
+        elsewhere = elf.parse(header([*parts, (EH_FRAME, R, 3000, 100)]))
+        assert plain is not None
+        assert unwound is not None
+        assert elsewhere is not None
+        assert companions.constants(plain, 9000) == companions.constants(elsewhere, 9000) == [(20_000, 9000)]
+        assert companions.constants(plain, 8999) == []
+        assert companions.constants(unwound, 6000) == [(20_000, 6000)]
 
     def test_what_a_hostile_file_can_have_fetched_is_bounded(self) -> None:
         large = elf.parse(header([(LOAD, RW, 0, SEGMENTS_MAX + 1)]))
