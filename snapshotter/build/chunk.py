@@ -11,7 +11,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
-from typing import Literal, Protocol, runtime_checkable
+from operator import itemgetter
+from typing import Literal, Protocol, cast
 
 import fastcdc
 import pyfastcdc
@@ -74,7 +75,6 @@ class ByteReader(Protocol):
         ...
 
 
-@runtime_checkable
 class HoleReader(ByteReader, Protocol):
     """A `ByteReader` that knows where the holes of a sparse file are."""
 
@@ -137,9 +137,11 @@ class Cutter:
         space = window.room(0)
         filled = 0
         ended = False
+        # Asking isinstance of a protocol takes 10 µs, as long as all else that a small file takes here.
+        holes = cast("HoleReader", reader) if hasattr(reader, "hole") else None
         while not ended or filled:
-            if not ended and isinstance(reader, HoleReader):
-                times = self._pass_over(reader, space[:filled])
+            if not ended and holes is not None:
+                times = self._pass_over(holes, space[:filled])
                 if times:
                     space[: self._zero_length] = self._zeros[: self._zero_length]
                     yield self._zero_length, times
@@ -212,6 +214,10 @@ class ChunkList(Sequence[FileChunk]):
 
     def __iter__(self) -> Iterator[FileChunk]:
         return starmap(FileChunk, _REFERENCE.iter_unpack(self._packed))
+
+    def digests(self) -> Iterator[Digest]:
+        """The chunks' names, in a fraction of the time that the chunks take."""
+        return map(itemgetter(0), _REFERENCE.iter_unpack(self._packed))
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshotter.build.chunk import ByteReader, Cutting
-from snapshotter.build.decompress import LayerStream
+from snapshotter.build.decompress import Layer
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.encoder import Encoder
 from snapshotter.build.entries import Content, Node, Numbering, chunk_order, each_inode, number
@@ -36,7 +36,7 @@ class BuiltLayer:
 
 
 def layer_from_tar(
-    stream: LayerStream, below: Sequence[Node], encoder: Encoder, cutting: Cutting, temporary: Path | None = None
+    stream: Layer, below: Sequence[Node], encoder: Encoder, cutting: Cutting, temporary: Path | None = None
 ) -> Node:
     """The tree of a layer's tar, its files cut. `below`: the trees of the earlier layers, top first.
 
@@ -115,16 +115,16 @@ def layer_from_directory(
 def build_layer(root: Node, verity: Verity, *, times: bool = True) -> BuiltLayer:
     """The message of a tree whose files are cut; `verity` knows every chunk's fs-verity digest."""
     numbering = number(root)
-    return BuiltLayer(layer_message(numbering, verity, times=times), distinct(numbering))
+    chunks = distinct(numbering)
+    return BuiltLayer(layer_message(numbering, chunks, verity, times=times), chunks)
 
 
-def layer_message(numbering: Numbering, verity: Verity, *, times: bool = True) -> bytes:
-    """The message of a tree in walk order; the rest as `build_layer` has it."""
-    chunks = sorted(distinct(numbering))
-    pairs = (ChunkVerity(digest, verity(digest)) for digest in chunks)
+def layer_message(numbering: Numbering, chunks: Sequence[Digest], verity: Verity, *, times: bool = True) -> bytes:
+    """The message of a tree in walk order with these `distinct` chunks; the rest as `build_layer` has it."""
+    pairs = (ChunkVerity(digest, verity(digest)) for digest in sorted(chunks))
     return build([len(numbering.inodes)], [each_inode(numbering)], len(chunks), pairs, times=times).to_bytes()
 
 
 def distinct(numbering: Numbering) -> DigestTable:
     """The chunks of a tree in walk order, each once."""
-    return DigestTable(chunk.digest for chunk in chunk_order(numbering))
+    return DigestTable(chunk_order(numbering))

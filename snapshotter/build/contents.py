@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from snapshotter.build.documents import ImageManifest, is_image, parse_index, parse_manifest
-from snapshotter.build.layout import MESSAGE_MAX, ROOTFS_TYPE, Layout, read_message
+from snapshotter.build.layout import MESSAGE_MAX, ROOTFS_TYPE, read_message
 from snapshotter.build.reuse import read_json
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnsupportedError
 from snapshotter.format.annotations import MEDIA_TYPE_PACK, MetadataLayer, PackPlace
@@ -22,7 +22,7 @@ from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.model import CHUNK_MAX, FileChunk, Inode, Kind
 from snapshotter.format.pack import PackIndex
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.registry.base import Descriptor, ImageStore
+from snapshotter.registry.base import Descriptor, ImageStore, Layout
 from snapshotter.registry.documents import is_index
 from snapshotter.registry.platforms import Platform, select
 

@@ -1,7 +1,9 @@
 """A layer's blob as the stream of its uncompressed tar, with the tar's digest.
 
 What it is compressed with is told by its first bytes, as containerd does it: media types are wrong often enough
-(``tar.gzip`` on plain tars). Decompressing and hashing run in a thread of their own, a few blocks ahead of the reader.
+(``tar.gzip`` on plain tars). Decompressing and hashing run in a thread of their own, a few blocks ahead of the reader. A plain
+tar that lies on this machine has nothing to wait for, so it is read where it is wanted: two threads that hand every megabyte
+over cost a fifth more processor time than one that reads and hashes.
 """
 
 from __future__ import annotations
@@ -12,15 +14,17 @@ import queue
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 import zstandard
 from isal import igzip, isal_zlib
 
+from snapshotter.build.tar import ByteSource
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest
 
 BLOCK = 1 << 20
+SMALL_BLOCK = 64 << 10
 AHEAD = 8
 """Blocks that are kept ready."""
 
@@ -65,6 +69,95 @@ def _nothing(count: int) -> None:
     pass
 
 
+class Layer(ByteSource, Protocol):
+    """The uncompressed bytes of a layer's blob. Used in a with statement, which closes the blob."""
+
+    length: int
+    """Uncompressed bytes that were read so far."""
+
+    def digest(self) -> Digest:
+        """sha256 of all uncompressed bytes; they must have been read to the end."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def open_layer(blob: BinaryIO, what: str, on_bytes: Callable[[int], None], verified: Digest) -> Layer:
+    """The layer whose `blob` lies on this machine, and has the digest `verified` if it can be read to its end.
+
+    `what` names it in messages, `on_bytes` is told how many stored bytes were read. Raises what reading `blob` raises.
+    """
+    try:
+        head = _head(blob)
+    except BaseException:
+        blob.close()
+        raise
+    if head.startswith(_GZIP) or head == _ZSTD:
+        return LayerStream(blob, what, on_bytes, head=head)
+    return PlainLayer(blob, head, on_bytes, verified)
+
+
+def _head(blob: BinaryIO) -> bytes:
+    """The first bytes of a blob, by which it is known what it is compressed with."""
+    head = b""
+    while len(head) < len(_ZSTD) and (more := blob.read(len(_ZSTD) - len(head))):
+        head += more
+    return head
+
+
+class PlainLayer:
+    """A layer that is not compressed, read by whoever asks."""
+
+    def __init__(self, blob: BinaryIO, head: bytes, on_bytes: Callable[[int], None], verified: Digest) -> None:
+        """`head`: what has been read of `blob`; the rest as `open_layer` has it."""
+        self._blob = blob
+        self._head = head
+        self._on_bytes = on_bytes
+        self._verified = verified
+        self._ended = False
+        self.length = 0
+        """See `Layer`."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next block: a small one, since what is large is read by `readinto`. Raises what `blob` raises."""
+        block = self._head or self._blob.read(min(size, SMALL_BLOCK))
+        self._head = b""
+        self._took(len(block))
+        return block
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """See `tar.InPlaceSource`. Raises what `blob` raises."""
+        if self._head:
+            count = min(len(self._head), len(buffer))
+            buffer[:count], self._head = self._head[:count], self._head[count:]
+        else:
+            count = self._blob.readinto(buffer)  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks what all streams have
+        self._took(count)
+        return count
+
+    def _took(self, count: int) -> None:
+        self._ended = not count
+        self.length += count
+        if count:
+            self._on_bytes(count)
+
+    def digest(self) -> Digest:
+        """See `Layer`."""
+        if not self._ended:
+            raise ValueError("the layer has not been read to its end")
+        return self._verified
+
+    def __enter__(self) -> Self:
+        """Nothing is to be started."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the blob."""
+        self._blob.close()
+
+
 class LayerStream:
     """The uncompressed bytes of a layer's blob, read ahead in a thread; `digest` is known when all have been read.
 
@@ -72,12 +165,19 @@ class LayerStream:
     """
 
     def __init__(
-        self, blob: BinaryIO, what: str, on_bytes: Callable[[int], None] = _nothing, verified: Digest | None = None
+        self,
+        blob: BinaryIO,
+        what: str,
+        on_bytes: Callable[[int], None] = _nothing,
+        verified: Digest | None = None,
+        head: bytes = b"",
     ) -> None:
         """`what` names the layer in messages; `on_bytes` is told how many stored bytes were read, from the thread.
 
         `verified`: the digest that `blob` has if it can be read to its end. Then what is not compressed is not hashed again.
+        `head`: what has been read of `blob`.
         """
+        self._head = head
         self._verified = verified
         self._blob = blob
         self._what = what
@@ -112,7 +212,7 @@ class LayerStream:
             raise ValueError("the stream has not been read to its end")
         return self._verified or Digest(self._hash.digest())
 
-    def __enter__(self) -> LayerStream:
+    def __enter__(self) -> Self:
         """Start reading."""
         self._thread.start()
         return self
@@ -145,9 +245,7 @@ class LayerStream:
             self._blocks.put(error)
 
     def _open(self) -> _Readable:
-        head = b""
-        while len(head) < len(_ZSTD) and (more := self._blob.read(len(_ZSTD) - len(head))):
-            head += more
+        head = self._head or _head(self._blob)
         source = _Peeked(head, self._blob, self._on_bytes)
         if head.startswith(_GZIP) or head == _ZSTD:
             self._verified = None

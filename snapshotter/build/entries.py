@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from snapshotter.build.chunk import ChunkList
 from snapshotter.errors import CorruptError
+from snapshotter.format.digest import Digest
 from snapshotter.format.model import ROOT_INO, DirEntry, FileChunk, Inode, Kind, Xattr
 from snapshotter.format.rootfs import Rootfs
 
@@ -254,7 +256,11 @@ def _node(inode: Inode) -> Node:
     return node
 
 
-def chunk_order(numbering: Numbering) -> Iterator[FileChunk]:
-    """Every chunk reference of the tree in walk order, repeats included."""
+def chunk_order(numbering: Numbering) -> Iterator[Digest]:
+    """The name of every chunk reference of the tree in walk order, repeats included."""
     for content in numbering.contents():
-        yield from content.chunks or ()
+        chunks = content.chunks
+        if isinstance(chunks, ChunkList):
+            yield from chunks.digests()
+        elif chunks:
+            yield from [chunk.digest for chunk in chunks]

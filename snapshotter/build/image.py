@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from snapshotter.build.chunk import Cutting
 from snapshotter.build.content import distinct, layer_from_tar, layer_message
-from snapshotter.build.decompress import LayerStream
+from snapshotter.build.decompress import LayerStream, open_layer
 from snapshotter.build.documents import (
     ImageManifest,
     check_convertible,
@@ -36,7 +37,7 @@ from snapshotter.build.spoolencoder import SpoolEncoder
 from snapshotter.errors import CorruptError, InvalidError, UnsupportedError
 from snapshotter.format.compression import DEFAULT_LEVEL
 from snapshotter.format.digest import Digest, to_text
-from snapshotter.registry.base import Descriptor, ImageStore
+from snapshotter.registry.base import Descriptor, ImageStore, Layout
 from snapshotter.registry.documents import OCI_INDEX, OCI_MANIFEST, is_index
 
 
@@ -174,7 +175,7 @@ class _ImageReader:
         self._encoder = encoder
         self._options = options
         self._report = report
-        # A layer's metadata is made while the next layer is read, or the packs are.
+        # A layer's metadata is made while the next layer is read.
         self._sealer = ThreadPoolExecutor(1, "seal")
         self.tar_bytes = 0
 
@@ -194,12 +195,15 @@ class _ImageReader:
             with _naming(f"layer {number} of {image.name}"):
                 trees.insert(0, self._layer(layer, diff_id, trees))
             numbering = walk_order(trees[0])
-            sealed = self._sealer.submit(self._seal, numbering)
-            layers.append(PublishedLayer(distinct(numbering), sealed.result))
+            chunks = distinct(numbering)
+            seal_it = partial(self._seal, numbering, chunks)
+            # The last one's is made when the packs are on their way: planning them and this would wait for one another.
+            last = number == len(image.manifest.layers)
+            layers.append(PublishedLayer(chunks, seal_it if last else self._sealer.submit(seal_it).result))
         return layers, config
 
-    def _seal(self, numbering: Numbering) -> SealedMessage:
-        return seal(layer_message(numbering, self._spool.verity))
+    def _seal(self, numbering: Numbering, chunks: Sequence[Digest]) -> SealedMessage:
+        return seal(layer_message(numbering, chunks, self._spool.verity))
 
     def _layer(self, layer: Descriptor, diff_id: Digest, below: Sequence[Node]) -> Node:
         name = to_text(layer.digest)
@@ -210,7 +214,9 @@ class _ImageReader:
             done += stored
             self._report(Progress("read", name, done, layer.size))
 
-        with LayerStream(self._source.open_blob(layer), name, count, layer.digest) as stream:
+        blob = self._source.open_blob(layer)
+        here = isinstance(self._source, Layout)
+        with open_layer(blob, name, count, layer.digest) if here else LayerStream(blob, name, count, layer.digest) as stream:
             tree = layer_from_tar(stream, below, self._encoder, self._options.cutting, self._options.temporary)
             found = stream.digest()
         self.tar_bytes += stream.length

@@ -1,6 +1,6 @@
 """Which chunks go into which pack, and the writing of one.
 
-`plan_packs` is a pure function; `plan_pack` and `PackStream` put encoded chunks one after another, then the index.
+`plan_packs` and `lay_out` are pure functions; `PackStream` puts encoded chunks one after another, then the index.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.format.annotations import PACKS_MAX, PackPlace
 from snapshotter.format.compression import Codec
 from snapshotter.format.digest import Digest, Digests
-from snapshotter.format.pack import HEADER, PackEntry, PackIndex, trailer
+from snapshotter.format.pack import HEADER, PackIndex, end_of
+from snapshotter.format.packindex import PackColumns
 
 PACK_BYTES = 256 << 20
 """A layer's new chunks are split into packs of about this size, so that one upload never has to be repeated whole."""
@@ -50,27 +52,45 @@ def plan_packs(
     up, their chunks written anew with the first layer that needs them, and then neighbouring new packs are put together, the
     smallest first.
     """
+    chunks = _Chunks(layers, find)
     needed: dict[int, int] = {}
-    has_new = False
-    for digest in DigestTable(digest for layer in layers for digest in layer):
-        number, length = find(digest)
-        if number is None:
-            has_new = True
-        else:
+    for number, length in zip(chunks.numbers, chunks.lengths, strict=True):
+        if number != _NEW:
             needed[number] = needed.get(number, 0) + length
     kept = set(needed)
-    packs = _new_packs(layers, find, kept, pack_bytes)
+    packs = _new_packs(chunks, kept, pack_bytes)
     room = most - min(len(packs), NEW_PACKS_KEPT, most)
     if len(kept) > room:
-        if not has_new:
+        if not packs:
             room = most - 1  # what is given up needs a pack
         emptiest = sorted(kept, key=lambda number: (needed[number], number))
         kept -= set(emptiest[: max(len(kept) - room, 0)])
-        packs = _new_packs(layers, find, kept, pack_bytes)
+        packs = _new_packs(chunks, kept, pack_bytes)
     while len(packs) > 1 and len(packs) + len(kept) > most:
         first = min(range(len(packs) - 1), key=lambda index: packs[index].size + packs[index + 1].size)
         packs[first].join(packs.pop(first + 1))
     return PackPlan(sorted(kept), [Digests(pack.names) for pack in packs])
+
+
+_NEW = -1
+
+
+class _Chunks:
+    """The chunks of all layers, each once: the number of the reused pack that has it, or `_NEW`, and its stored length."""
+
+    def __init__(self, layers: Sequence[Iterable[Digest]], find: Find) -> None:
+        self.names = DigestTable()
+        self.numbers = array("i")
+        self.lengths = array("I")
+        self.ends: list[int] = []
+        """For each layer, how many there are when its own have been added."""
+        for layer in layers:
+            for digest in layer:
+                if self.names.add(digest):
+                    number, length = find(digest)
+                    self.numbers.append(_NEW if number is None else number)
+                    self.lengths.append(length)
+            self.ends.append(len(self.names))
 
 
 class _NewPack:
@@ -89,19 +109,19 @@ class _NewPack:
         self.size += other.size
 
 
-def _new_packs(layers: Sequence[Iterable[Digest]], find: Find, kept: Collection[int], pack_bytes: int) -> list[_NewPack]:
+def _new_packs(chunks: _Chunks, kept: Collection[int], pack_bytes: int) -> list[_NewPack]:
+    """A chunk is written with the first layer that needs it."""
     packs: list[_NewPack] = []
-    placed = DigestTable()
-    for layer in layers:
+    for start, end in pairwise([0, *chunks.ends]):
         pack: _NewPack | None = None
-        for digest in layer:
-            number, length = find(digest)
-            if number in kept or not placed.add(digest):
+        for row in range(start, end):
+            if chunks.numbers[row] in kept:
                 continue
+            length = chunks.lengths[row]
             if pack is None or pack.size + length > pack_bytes:
                 pack = _NewPack()
                 packs.append(pack)
-            pack.add(digest, length)
+            pack.add(chunks.names[row], length)
     return packs
 
 
@@ -152,59 +172,79 @@ Read = Callable[[memoryview, int], int]
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedPack(WrittenPack):
-    """A pack that is to be written: also where its bytes come from, and what follows the chunks.
+class PackLayout:
+    """A pack that is to be written: its index, and where its bytes come from.
 
     Chunks that lie one after another where they come from are one run: it begins at byte `starts[n]` of the pack and at
-    `sources[n]` there.
+    `sources[n]` there. `end` follows the chunks, at byte `index_offset`; of it the index takes `index_length` bytes.
     """
 
+    index: PackIndex
     starts: Sequence[int]
     sources: Sequence[int]
     end: bytes
+    index_offset: int
+    index_length: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pack."""
+        return self.index_offset + len(self.end)
+
+    def named(self, pack: Digest) -> PackPlace:
+        """Its place once its digest is known."""
+        return PackPlace(pack, self.index_offset, self.index_length)
 
 
-def plan_pack(chunks: Iterable[Digest], find: Callable[[Digest], Place], read: Read) -> PlannedPack:
-    """What a pack of `chunks`, in that order, will be; `find` says where the stored form of each is, and `read` reads there.
+def lay_out(chunks: Sequence[Digest], find: Callable[[Digest], Place]) -> PackLayout:
+    """What a pack of `chunks`, in that order, will be; `find` says where the stored form of each is.
 
-    Nothing is written: `PackStream` gives the pack's bytes.
+    Nothing is read: `PackStream` gives the pack's bytes.
     """
-    entries: list[PackEntry] = []
+    raw, offsets, stored, codecs = array("I"), array("Q"), array("I"), array("B")
     starts, sources = array("Q"), array("Q")
     offset = len(HEADER)
     following = -1
     for digest in chunks:
         place = find(digest)
-        entries.append(PackEntry(digest, place.raw_length, offset, place.stored_length, place.codec))
+        length = place.stored_length
+        raw.append(place.raw_length)
+        offsets.append(offset)
+        stored.append(length)
+        codecs.append(place.codec)
         if place.offset != following:
             starts.append(offset)
             sources.append(place.offset)
-        following = place.offset + place.stored_length
-        offset += place.stored_length
-    whole = hashlib.sha256(HEADER)
-    for start, end, source in zip(starts, [*starts[1:], offset], sources, strict=True):
-        _hash(whole, read, source, end - start)
-    end_bytes, index_length = trailer(entries, offset)
-    whole.update(end_bytes)
-    written = PackPlace(Digest(whole.digest()), offset, index_length)
-    index = PackIndex.parse(end_bytes[:index_length], offset)
-    return PlannedPack(written, offset + len(end_bytes), index, starts, sources, end_bytes)
+        following = place.offset + length
+        offset += length
+    names = list(chunks)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    columns = PackColumns(
+        b"".join([names[row] for row in order]),
+        array("I", [raw[row] for row in order]),
+        array("Q", [offsets[row] for row in order]),
+        array("I", [stored[row] for row in order]),
+        array("B", [codecs[row] for row in order]),
+    )
+    end, index_length = end_of(columns, offset)
+    return PackLayout(PackIndex(columns), starts, sources, end, offset, index_length)
 
 
-def _hash(whole: hashlib._Hash, read: Read, source: int, left: int) -> None:
-    buffer = memoryview(bytearray(min(_BLOCK, left)))
-    while left:
-        count = read(buffer[:left], source)
-        whole.update(buffer[:count])
-        source += count
-        left -= count
+def digest_of(pack: PackLayout, read: Read) -> Digest:
+    """The digest of a pack, read where its bytes come from."""
+    whole = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_BLOCK, pack.size)))
+    with PackStream(pack, read) as stream:
+        while count := stream.readinto(buffer):
+            whole.update(buffer[:count])
+    return Digest(whole.digest())
 
 
 class PackStream(io.RawIOBase):
     """The bytes of a pack, read as they are asked for, from any place on: an upload may begin again."""
 
-    def __init__(self, pack: PlannedPack, read: Read) -> None:
-        """`pack` as `plan_pack` gave it for the same `read`."""
+    def __init__(self, pack: PackLayout, read: Read) -> None:
+        """`read` reads where the places lie by which `pack` was laid out."""
         super().__init__()
         self._pack = pack
         self._read = read
@@ -235,7 +275,7 @@ class PackStream(io.RawIOBase):
         return count
 
     def _next(self, buffer: memoryview) -> int:
-        at, chunks_end = self._at, self._pack.place.index_offset
+        at, chunks_end = self._at, self._pack.index_offset
         if at < len(HEADER):
             return _copy(buffer, HEADER[at:])
         if at >= chunks_end:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, BinaryIO
 
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.documents import OCI_CONFIG, describe, new_config, new_manifest
-from snapshotter.build.pack import PackStream, plan_pack, plan_packs
+from snapshotter.build.pack import PackLayout, PackStream, digest_of, lay_out, plan_packs
 from snapshotter.build.progress import Progress, Report
 from snapshotter.build.reuse import KnownPacks, StoredPack
 from snapshotter.build.rewrite import PackCopier
@@ -21,7 +21,7 @@ from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK,
 from snapshotter.format.compression import METADATA_LEVEL, compress
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.verity import verity_digest
-from snapshotter.registry.base import Descriptor, ImageStore
+from snapshotter.registry.base import Descriptor, ImageStore, NamingStore
 
 PUTS = 2
 """Packs that are stored at a time."""
@@ -82,15 +82,21 @@ class Publisher:
         self._report = report
         self._source = source
         self.figures = Figures()
+        self._counting = Lock()
 
     def publish(self, layers: Sequence[PublishedLayer], config: Mapping[str, Any], annotations: Mapping[str, str]) -> bytes:
         """Put the blobs of an image with these layers and this (source) configuration; its manifest, which is not put.
 
         Raises what `ImageStore`, `rewrite.PackCopier` and `ChunkSpool.keep` raise, and what making a layer's metadata does.
         """
-        packs, holders = self._put_packs(layers)
+        with ThreadPoolExecutor(PUTS, "put-pack") as putter:
+            storing, holders = self._store_packs(layers, putter)
+            # What is left of the metadata is made while the last packs are on their way.
+            messages = [layer.metadata() for layer in layers]
+            packs = [each.result() for each in storing]
+        for pack in packs:
+            self._known.add(pack)
         described = []
-        messages = [layer.metadata() for layer in layers]
         for layer, message in zip(layers, messages, strict=True):
             places = tuple(packs[number].place for number in holders.of(layer.chunks))
             said = MetadataLayer(sha256(message.stored), message.diff_id, message.verity, places, self._source)
@@ -105,28 +111,27 @@ class Publisher:
         self._put(blob, io.BytesIO(content))
         return new_manifest(blob, described, annotations)
 
-    def _put_packs(self, layers: Sequence[PublishedLayer]) -> tuple[list[StoredPack], _Holders]:
-        """The image's packs, in order, all of them in the destination; and which of them has which chunk."""
+    def _store_packs(
+        self, layers: Sequence[PublishedLayer], putter: ThreadPoolExecutor
+    ) -> tuple[list[Future[StoredPack]], _Holders]:
+        """The image's packs, in order, each of which is in the destination when it is there; and which of them has which chunk.
+
+        `PUTS` of them are on their way while the next one is laid out.
+        """
         plan = plan_packs([layer.chunks for layer in layers], self._find)
-        packs = [self._known.packs[number] for number in plan.kept]
         holders = _Holders(self._known, plan.kept)
-        for pack in packs:
-            self._keep(pack)
-        # One pack is on its way to the disk while the next one is written, and the one after it hashed.
-        with ThreadPoolExecutor(PUTS, "put-pack") as putter:
-            storing: deque[Future[None]] = deque()
-            for chunks in plan.new:
-                holders.add(chunks, len(packs))
-                self._fetch(chunks)
-                pack, put = self._write(chunks)
-                if len(storing) == PUTS:
-                    storing.popleft().result()
-                storing.append(putter.submit(put))
-                packs.append(pack)
-            for each in storing:
-                each.result()
-        for pack in packs:
-            self._known.add(pack)
+        packs: list[Future[StoredPack]] = []
+        for number in plan.kept:
+            self._keep(self._known.packs[number])
+            packs.append(Future())
+            packs[-1].set_result(self._known.packs[number])
+        for number, chunks in enumerate(plan.new, len(plan.kept)):
+            holders.add(chunks, number)
+            self._fetch(chunks)
+            layout = lay_out(chunks, self._stored)
+            if len(packs) - len(plan.kept) >= PUTS:
+                packs[-PUTS].result()
+            packs.append(putter.submit(self._store_pack, layout))
         return packs, holders
 
     def _find(self, digest: Digest) -> tuple[int | None, int]:
@@ -162,23 +167,28 @@ class Publisher:
                 chunk = copier.read(digest)
                 self._spool.keep(digest, chunk.codec, chunk.raw_length, chunk.data)
 
-    def _write(self, chunks: Sequence[Digest]) -> tuple[StoredPack, Callable[[], None]]:
-        """A new pack, and what puts it. It is read twice, to learn its digest and to store it, and never written elsewhere."""
-        pack = plan_pack(chunks, self._stored, self._spool.readinto)
-        self.figures.packs_new.add(pack.place.pack)
-
-        def put() -> None:
-            with io.BufferedReader(PackStream(pack, self._spool.readinto), _BUFFER) as data:
-                self._put(Descriptor(MEDIA_TYPE_PACK, pack.place.pack, pack.size), data)
-
-        return StoredPack(pack.place, pack.size, pack.index, self._store), put
+    def _store_pack(self, layout: PackLayout) -> StoredPack:
+        """Store a new pack. Where its digest must be told first, it is read twice, and never written elsewhere."""
+        read = self._spool.readinto
+        with io.BufferedReader(PackStream(layout, read), _BUFFER) as data:
+            if isinstance(self._store, NamingStore):
+                digest, is_new = self._store.put_unnamed(data)
+                self._count(layout.size if is_new else 0)
+            else:
+                digest = digest_of(layout, read)
+                self._put(Descriptor(MEDIA_TYPE_PACK, digest, layout.size), data)
+        self.figures.packs_new.add(digest)
+        return StoredPack(layout.named(digest), layout.size, layout.index, self._store)
 
     def _put(self, blob: Descriptor, data: BinaryIO) -> None:
         name = to_text(blob.digest)
         self._report(Progress("push", name, 0, blob.size))
-        if self._store.put_blob(blob, data):
-            self.figures.pushed += blob.size
+        self._count(blob.size if self._store.put_blob(blob, data) else 0)
         self._report(Progress("push", name, blob.size, blob.size))
+
+    def _count(self, size: int) -> None:
+        with self._counting:
+            self.figures.pushed += size
 
 
 class _Holders:

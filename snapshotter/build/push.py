@@ -12,7 +12,7 @@ from snapshotter.build.documents import describe
 from snapshotter.build.entries import from_rootfs, number
 from snapshotter.build.flatten import settle
 from snapshotter.build.image import Converted, Options
-from snapshotter.build.layout import Layout, read_message
+from snapshotter.build.layout import read_message
 from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.publish import PublishedLayer, Publisher, seal
 from snapshotter.build.reuse import gather
@@ -23,7 +23,7 @@ from snapshotter.format.compression import decode_seekable
 from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.model import CHUNK_MAX, FileChunk
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.registry.base import Descriptor, ImageStore
+from snapshotter.registry.base import Descriptor, ImageStore, Layout
 from snapshotter.registry.documents import OCI_MANIFEST
 from snapshotter.registry.platforms import Platform
 

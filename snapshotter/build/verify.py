@@ -14,7 +14,7 @@ from typing import Literal
 
 from snapshotter.build.contents import ManifestOf, files_with, manifests, metadata_layer, pack_index
 from snapshotter.build.documents import diff_ids
-from snapshotter.build.layout import FILEDATA_ZSTD_TYPE, Layout, read_message
+from snapshotter.build.layout import FILEDATA_ZSTD_TYPE, read_message
 from snapshotter.build.packcheck import BadChunks, WholeBlob, check_chunks
 from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.reuse import read_json
@@ -28,7 +28,7 @@ from snapshotter.format.model import CHUNK_MAX
 from snapshotter.format.pack import FOOTER_SIZE, PackIndex, parse_footer
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
-from snapshotter.registry.base import Descriptor, ImageStore
+from snapshotter.registry.base import Descriptor, ImageStore, Layout
 
 _PIECE = 1 << 20
 

@@ -29,7 +29,7 @@ from snapshotter.format.compression import GROUP_RAW_MAX, Codec, compress, decom
 from snapshotter.format.digest import Digest, Digests
 from snapshotter.format.model import CHUNK_MAX
 
-__all__ = ["FOOTER_SIZE", "HEADER", "Codec", "PackEntry", "PackIndex", "parse_footer", "trailer"]
+__all__ = ["FOOTER_SIZE", "HEADER", "Codec", "PackEntry", "PackIndex", "end_of", "parse_footer", "trailer"]
 
 VERSION = 1
 _FOOTER = struct.Struct("<8sIIQ")
@@ -133,6 +133,11 @@ def trailer(entries: Iterable[PackEntry], index_offset: int) -> tuple[bytes, int
         codecs=array("B", (row.codec for row in rows)),
         within=array("I", (row.within for row in rows) if any(row.codec is Codec.GROUP for row in rows) else ()),
     )
+    return end_of(columns, index_offset)
+
+
+def end_of(columns: packindex.PackColumns, index_offset: int) -> tuple[bytes, int]:
+    """`trailer` for rows that are in columns already, in the order of their digests."""
     index = compress(packindex.encode(columns))
     return index + _FOOTER.pack(_MAGIC, VERSION, len(index), index_offset), len(index)
 

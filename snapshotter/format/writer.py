@@ -89,12 +89,13 @@ def _write_layer(message: MessageBuilder, vector: Struct, count: int, inodes: It
         kind = inode.kind
         mode = additional = 0
         if kind is Kind.FILE:
-            length = 2 * len(inode.chunks)
-            if all(len(chunk.digest) == DIGEST_SIZE for chunk in inode.chunks):
-                piece = _file_piece(inode.chunks)
+            chunks = list(inode.chunks)  # they may be made as they are taken
+            length = 2 * len(chunks)
+            if all(len(chunk.digest) == DIGEST_SIZE for chunk in chunks):
+                piece = _file_piece(chunks)
                 mode = message.graft(segment, at, length + 1, _LIST | (LIST_OF_STRUCTS | length << 3) << 32, piece)
             if not mode:
-                _put_chunks(slot, inode.chunks)
+                _put_chunks(slot, chunks)
                 mode = _pointer(segment, at)
         elif kind is Kind.DIR:
             mode = message.graft(segment, at, sum(_DIR), _upper(_DIR), _directory_piece(inode))

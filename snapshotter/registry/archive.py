@@ -228,6 +228,14 @@ class ArchiveWriter:
         """See `ImageStore`."""
         return self._staged(make=True).put_blob(blob, data)
 
+    def put_data(self, data: bytes) -> Digest:
+        """See `NamingStore`."""
+        return self._staged(make=True).put_data(data)
+
+    def put_unnamed(self, data: BinaryIO) -> tuple[Digest, bool]:
+        """See `NamingStore`."""
+        return self._staged(make=True).put_unnamed(data)
+
     def put_manifest(self, manifest: Descriptor, data: bytes, tag: str | None) -> None:
         """See `ImageStore`."""
         self._staged(make=True).put_manifest(manifest, data, tag)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from snapshotter.format.digest import Digest
 
@@ -74,6 +74,32 @@ class ImageStore(Protocol):
     def close(self) -> None:
         """Finish what is pending (an archive is written here) and give back connections and files."""
         ...
+
+
+@runtime_checkable
+class Layout(ImageStore, Protocol):
+    """A local layout: it also knows how large a blob is that no manifest lists (upstream's delta images have such chunks)."""
+
+    def blob_size(self, digest: Digest) -> int | None:
+        """The blob's size in bytes, None if there is none."""
+        ...
+
+
+@runtime_checkable
+class NamingStore(ImageStore, Protocol):
+    """An image store that names what it is given: bytes need not be hashed once more to be checked against their name."""
+
+    def put_data(self, data: bytes) -> Digest:
+        """Store `data` as a blob, unless it is there already: its digest."""
+        ...
+
+    def put_unnamed(self, data: BinaryIO) -> tuple[Digest, bool]:
+        """Store the blob that `data` yields under its digest, which is returned; and False if it was there already."""
+        ...
+
+
+class WritableLayout(Layout, NamingStore, Protocol):
+    """A local layout that images are built in."""
 
 
 class BlobSource(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import stat
@@ -274,6 +275,39 @@ class LayoutStore(LayoutReader):
             self._uncommitted.added(path)
         return True
 
+    def put_data(self, data: bytes) -> Digest:
+        """See `NamingStore`; the rest as `put_blob` has it."""
+        digest = sha256(data)
+        with self._writing(f"blob {to_text(digest)}"):
+            self._prepare()
+            if not self._holds(Descriptor("", digest, len(data))):
+                path = self._directory.path(digest)
+                with self._publish(path) as file:
+                    file.write(data)
+                self._uncommitted.added(path)
+        return digest
+
+    def put_unnamed(self, data: BinaryIO) -> tuple[Digest, bool]:
+        """See `NamingStore`; the rest as `put_blob` has it."""
+        whole = hashlib.sha256()
+        size = 0
+        with self._writing("a blob"):
+            self._prepare()
+            with self._unpublished(self._directory.blobs / "unnamed") as (file, temporary):
+                while piece := _read(data, _BLOCK):
+                    whole.update(piece)
+                    size += len(piece)
+                    file.write(piece)
+                self._finish(file)
+                digest = Digest(whole.digest())
+                path = self._directory.path(digest)
+                if self._holds(Descriptor("", digest, size)):
+                    os.unlink(temporary)
+                    return digest, False
+                os.rename(temporary, path)
+            self._uncommitted.added(path)
+        return digest, True
+
     def put_manifest(self, manifest: Descriptor, data: bytes, tag: str | None) -> None:
         """See `ImageStore`."""
         what = f"manifest {to_text(manifest.digest)}"
@@ -343,19 +377,29 @@ class LayoutStore(LayoutReader):
     @contextmanager
     def _publish(self, path: Path) -> Iterator[BinaryIO]:
         """A file that gets the name `path` when the block ends well, and none at all otherwise."""
+        with self._unpublished(path) as (file, temporary):
+            yield file
+            self._finish(file)
+            os.rename(temporary, path)
+
+    @contextmanager
+    def _unpublished(self, path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+        """A file beside `path` under a name of its own, which is gone if the block does not end well."""
         temporary = path.with_name(f".{path.name[:16]}.{secrets.token_hex(8)}.tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             with open(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                if self._durable:
-                    os.fsync(descriptor)
-            os.rename(temporary, path)
+                yield file, temporary
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
+
+    def _finish(self, file: BinaryIO) -> None:
+        """Bring what was written to the disk."""
+        file.flush()
+        if self._durable:
+            os.fsync(file.fileno())
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

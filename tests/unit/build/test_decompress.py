@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import threading
+from collections.abc import Callable
 
 import pytest
 import zstandard
 
-from snapshotter.build.decompress import LayerStream
+from snapshotter.build.decompress import LayerStream, PlainLayer, open_layer
 from snapshotter.errors import CorruptError, UnavailableError
 from snapshotter.format.digest import sha256
 from tests.support.chunks import some_chunks
@@ -118,3 +119,51 @@ def test_what_is_read_verified_is_not_hashed_again() -> None:
             while stream.read(1 << 20):
                 pass
             assert stream.digest() == expected
+
+
+def test_a_plain_layer_that_is_here_is_read_in_place() -> None:
+    counted = []
+    blob = io.BytesIO(DATA)
+    with open_layer(blob, "x", counted.append, sha256(DATA)) as layer:
+        assert isinstance(layer, PlainLayer)
+        with pytest.raises(ValueError, match="not been read to its end"):
+            layer.digest()
+        buffer = memoryview(bytearray(200_000))
+        found = layer.read(1 << 20) + layer.read(1 << 20)
+        while count := layer.readinto(buffer):
+            found += buffer[:count]
+        assert found == DATA
+        assert layer.length == sum(counted) == len(DATA)
+        assert layer.digest() == sha256(DATA)
+    assert blob.closed
+
+
+def test_its_first_bytes_can_be_read_in_place_too() -> None:
+    with open_layer(io.BytesIO(b"abcdefgh"), "x", lambda count: None, sha256(b"")) as layer:
+        assert isinstance(layer, PlainLayer)
+        buffer = memoryview(bytearray(3))
+        found = b""
+        while count := layer.readinto(buffer):
+            found += buffer[:count]
+    assert found == b"abcdefgh"
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+def test_a_compressed_layer_that_is_here_is_hashed_as_it_is_decompressed(compress: Callable[[bytes], bytes]) -> None:
+    with open_layer(io.BytesIO(compress(DATA)), "x", lambda count: None, sha256(b"the blob's")) as layer:
+        found = b""
+        while block := layer.read(1 << 20):
+            found += block
+        assert found == DATA
+        assert layer.digest() == sha256(DATA)
+
+
+def test_a_blob_that_cannot_be_opened_is_closed() -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise UnavailableError("the disk went away")
+
+    blob = Failing()
+    with pytest.raises(UnavailableError, match="went away"):
+        open_layer(blob, "x", lambda count: None, sha256(b""))
+    assert blob.closed

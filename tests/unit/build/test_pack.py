@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.build.pack import PackPlan, PackStream, PlannedPack, plan_pack, plan_packs
+from snapshotter.build.pack import PackLayout, PackPlan, PackStream, digest_of, lay_out, plan_packs
 from snapshotter.build.spool import SpooledChunk
 from snapshotter.format.compression import decode_chunk, encode_chunk
 from snapshotter.format.digest import Digest, sha256
@@ -124,8 +124,8 @@ class Stored:
         buffer[: len(piece)] = piece
         return len(piece)
 
-    def stream(self, order: Sequence[Digest]) -> tuple[PlannedPack, PackStream]:
-        pack = plan_pack(order, self.find, self.readinto)
+    def stream(self, order: Sequence[Digest]) -> tuple[PackLayout, PackStream]:
+        pack = lay_out(order, self.find)
         return pack, PackStream(pack, self.readinto)
 
 
@@ -137,16 +137,16 @@ def test_what_is_written_can_be_read_by_ranges(order: str) -> None:
         chunks = {digest: chunks[digest] for digest in sorted(chunks, key=lambda digest: stored.find(digest).offset)}
     pack, stream = stored.stream(list(chunks))
     blob = stream.read()
-    for start in (0, 5, len(HEADER), 10_000, pack.place.index_offset, pack.size - 1, pack.size, pack.size + 9):
+    for start in (0, 5, len(HEADER), 10_000, pack.index_offset, pack.size - 1, pack.size, pack.size + 9):
         assert stream.seek(start) == stream.tell() == start
         assert stream.read() == blob[start:]
     assert stream.seek(-3, io.SEEK_END) == pack.size - 3
     assert stream.read(2) == blob[-3:-1]
     assert stream.seek(-1, io.SEEK_CUR) == pack.size - 2
-    assert (sha256(blob), len(blob)) == (pack.place.pack, pack.size)
-    assert parse_footer(blob[-FOOTER_SIZE:], len(blob)) == (pack.place.index_offset, pack.place.index_length)
-    index_bytes = blob[pack.place.index_offset :][: pack.place.index_length]
-    index = PackIndex.parse(index_bytes, pack.place.index_offset)
+    assert (sha256(blob), len(blob)) == (digest_of(pack, stored.readinto), pack.size)
+    assert parse_footer(blob[-FOOTER_SIZE:], len(blob)) == (pack.index_offset, pack.index_length)
+    index_bytes = blob[pack.index_offset :][: pack.index_length]
+    index = PackIndex.parse(index_bytes, pack.index_offset)
     assert len(index) == len(pack.index) == 30
     at = len(HEADER)
     for digest, raw in chunks.items():

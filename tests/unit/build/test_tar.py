@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
 import tracemalloc
@@ -37,6 +38,48 @@ def members(data: bytes, step: int = 1 << 20) -> list[tuple[TarHeader, bytes]]:
             content += buffer[:count]
         found.append((header, bytes(content)))
     return found
+
+
+def test_large_members_are_read_in_place() -> None:
+    """From room for 64 KiB on, what the source gives at once goes where it is wanted; the same bytes come out."""
+    contents = {b"small": b"s" * 100, b"large": os.urandom(700_000), b"after": b"a" * 513}
+    archive = b"".join(block(name, b"%011o" % len(data)) + data + bytes(-len(data) % 512) for name, data in contents.items())
+    source = io.BytesIO(archive + bytes(1024))
+    in_place = 0
+
+    class Source:
+        def read(self, size: int) -> bytes:
+            return source.read(2000)
+
+        def readinto(self, buffer: memoryview) -> int:
+            nonlocal in_place
+            count = source.readinto(buffer)
+            in_place += count
+            return count
+
+    reader = TarReader(Source())
+    buffer = memoryview(bytearray(200_000))
+    for header in reader:
+        found = b""
+        while count := reader.readinto(buffer):
+            found += buffer[:count]
+        assert found == contents.pop(header.name)
+    assert not contents
+    assert in_place > 600_000
+
+
+def test_an_archive_that_ends_within_a_member_that_is_read_in_place_is_corrupt() -> None:
+    archive = block(b"large", b"%011o" % 700_000) + bytes(300_000)
+    reader = TarReader(io.BytesIO(archive))
+    buffer = memoryview(bytearray(100_000))
+
+    def read() -> None:
+        for _ in reader:
+            while reader.readinto(buffer):
+                pass
+
+    with pytest.raises(CorruptError, match="within the data of b'large'"):
+        read()
 
 
 def written(form: int, infos: list[tuple[tarfile.TarInfo, bytes]], pax: dict[str, str] | None = None) -> bytes:

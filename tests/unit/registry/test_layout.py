@@ -53,6 +53,39 @@ def test_a_manifest_that_nobody_would_read_is_not_written(tmp_path: Path) -> Non
         store.put_manifest(Descriptor(OCI_MANIFEST, sha256(data), len(data)), data, "v1")
 
 
+@pytest.mark.parametrize("size", [0, 10, 3_000_000])
+def test_a_blob_without_a_name_gets_its_digest(tmp_path: Path, size: int) -> None:
+    store = LayoutStore(tmp_path)
+    data = os.urandom(size)
+    assert store.put_unnamed(io.BytesIO(data)) == (sha256(data), True)
+    assert store.put_unnamed(io.BytesIO(data)) == (sha256(data), False)
+    assert store.blob_path(sha256(data)).read_bytes() == data
+    assert [path.name for path in (tmp_path / "blobs/sha256").iterdir()] == [sha256(data).hex()]
+
+
+def test_what_ends_with_an_error_gets_no_name(tmp_path: Path) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise CorruptError("it is not what it was")
+
+    store = LayoutStore(tmp_path)
+    with pytest.raises(CorruptError, match="not what it was"):
+        store.put_unnamed(Failing())
+    assert list((tmp_path / "blobs/sha256").iterdir()) == []
+
+
+def test_data_is_stored_under_its_digest_once(tmp_path: Path) -> None:
+    store = LayoutStore(tmp_path)
+    assert store.put_data(b"some") == sha256(b"some")
+    path = store.blob_path(sha256(b"some"))
+    before = path.stat().st_ino
+    assert store.put_data(b"some") == sha256(b"some")
+    assert (path.read_bytes(), path.stat().st_ino) == (b"some", before)
+    path.write_bytes(b"som")
+    store.put_data(b"some")
+    assert path.read_bytes() == b"some"
+
+
 def test_a_layout_has_the_files_of_the_specification_and_canonical_json(tmp_path: Path) -> None:
     put = image(LayoutStore(tmp_path / "new/dir"), "ve")
     root = tmp_path / "new/dir"
