@@ -7,14 +7,18 @@ bytes; the fs-verity digest is always that of the blob, which upstream gets wron
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from threading import Lock
+from typing import Any
 
 from snapshotter.build.chunk import CutChunk
 from snapshotter.build.content import build_layer, layer_from_directory
 from snapshotter.build.delta import delta
+from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.documents import describe, parse_manifest
 from snapshotter.build.encoder import ParallelEncoder
 from snapshotter.build.entries import Node
@@ -27,9 +31,9 @@ from snapshotter.format.compression import seekable
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.model import CHUNK_MAX, ChunkVerity, RootfsContent
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.format.verity import verity_digest
+from snapshotter.format.verity import DIGEST_SIZE, verity_digest
 from snapshotter.format.writer import encode
-from snapshotter.registry.base import Descriptor, ImageStore
+from snapshotter.registry.base import Descriptor, ImageStore, Layout, NamingStore, WritableLayout
 from snapshotter.registry.documents import OCI_MANIFEST, canonical_json, descriptor_to_json, is_index
 from snapshotter.registry.platforms import Platform
 
@@ -39,17 +43,10 @@ FILEDATA_ZSTD_TYPE = FILEDATA_TYPE + "+zstd"
 VERITY_ANNOTATION = "io.puzzlefsoci.puzzlefs.puzzlefs_verity_root_hash"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 
+_DESCRIPTORS = 256
+
 MESSAGE_MAX = 1 << 30
 """Largest metadata message that is read, in bytes: some five million inodes."""
-
-
-@runtime_checkable
-class Layout(ImageStore, Protocol):
-    """A local layout: it also knows how large a blob is that no manifest lists (upstream's delta images have such chunks)."""
-
-    def blob_size(self, digest: Digest) -> int | None:
-        """The blob's size in bytes, None if there is none."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class BuiltLayout:
 
 def build_layout(
     tree: str | bytes | Path,
-    layout: Layout,
+    layout: WritableLayout,
     tag: str,
     *,
     base: str | None = None,
@@ -89,8 +86,9 @@ def build_layout(
         root = layer_from_directory(tree, encoder, chosen.cutting, report)
     retime(root)
     if below is None:
-        built = build_layer(root, chunks.verity.__getitem__)
-        return publish_layout(layout, tag, built.message, chunk_descriptors(built.chunks, chunks.sizes, compressed=compress))
+        built = build_layer(root, chunks.verity)
+        del root
+        return publish_layout(layout, tag, built.message, chunk_descriptors(built.chunks, chunks.size, compressed=compress))
     try:
         message, descriptors = _over(below, root, layout, chunks)
     finally:
@@ -112,10 +110,11 @@ def _over(below: Rootfs, root: Node, layout: Layout, chunks: LayoutChunks) -> tu
     verity: dict[Digest, bytes] = {}
     descriptors = []
     for digest, is_compressed in compressed.items():
-        size, recorded = chunks.sizes.get(digest), chunks.verity.get(digest)
-        if size is None or recorded is None:
+        found = chunks.stored(digest)
+        if found is None:
             # What upstream's program recorded for a chunk that it did not compress may be wrong.
-            size, recorded = _stored_chunk(layout, digest, below.verity(digest) if is_compressed else None)
+            found = _stored_chunk(layout, digest, below.verity(digest) if is_compressed else None)
+        size, recorded = found
         verity[digest] = recorded
         descriptors.append(Descriptor(FILEDATA_ZSTD_TYPE if is_compressed else FILEDATA_TYPE, digest, size))
     pairs = [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]
@@ -167,10 +166,10 @@ def read_message(layout: ImageStore, descriptor: Descriptor, data: bytes, what: 
     return message
 
 
-def chunk_descriptors(chunks: Iterable[Digest], sizes: Mapping[Digest, int], *, compressed: bool) -> list[Descriptor]:
+def chunk_descriptors(chunks: Iterable[Digest], size: Callable[[Digest], int], *, compressed: bool) -> Iterator[Descriptor]:
     """A descriptor for each of `chunks`, whose stored sizes are known; `compressed`: the build's chunks were to be."""
     kind = FILEDATA_ZSTD_TYPE if compressed else FILEDATA_TYPE
-    return [Descriptor(kind, digest, sizes[digest]) for digest in chunks]
+    return (Descriptor(kind, digest, size(digest)) for digest in chunks)
 
 
 def publish_layout(layout: ImageStore, tag: str, message: bytes, chunks: Iterable[Descriptor]) -> BuiltLayout:
@@ -178,45 +177,100 @@ def publish_layout(layout: ImageStore, tag: str, message: bytes, chunks: Iterabl
     rootfs = describe(ROOTFS_TYPE, message, {VERITY_ANNOTATION: verity_digest(message).hex()})
     layout.put_blob(rootfs, io.BytesIO(message))
     layout.put_blob(describe(EMPTY_TYPE, b"{}"), io.BytesIO(b"{}"))
-    content = _manifest([rootfs, *chunks])
+    content = _manifest(chain([rootfs], chunks))
     here = Platform.of_this_machine()
     manifest = describe(OCI_MANIFEST, content, platform={"architecture": here.architecture, "os": here.os})
     layout.put_manifest(manifest, content, tag)
     return BuiltLayout(manifest, verity_digest(content))
 
 
-def _manifest(layers: list[Descriptor]) -> bytes:
+def _manifest(layers: Iterator[Descriptor]) -> bytes:
+    """The manifest in canonical form. A descriptor takes five times its text in memory: they are written a few at a time."""
     config: dict[str, Any] = {**descriptor_to_json(describe(EMPTY_TYPE, b"{}")), "data": "e30="}
-    return canonical_json({"schemaVersion": 2, "config": config, "layers": [descriptor_to_json(layer) for layer in layers]})
+    before, _, after = canonical_json({"schemaVersion": 2, "config": config, "layers": []}).partition(b"[]")
+    text = io.BytesIO()
+    text.write(before + b"[")
+    following = b""
+    while some := list(map(descriptor_to_json, islice(layers, _DESCRIPTORS))):
+        text.write(following + canonical_json(some)[1:-1])
+        following = b","
+    text.write(b"]" + after)
+    return text.getvalue()
 
 
 class LayoutChunks:
-    """Stores each chunk as a blob; what `ParallelEncoder` needs of it."""
+    """Stores each chunk as a blob; what `ParallelEncoder` needs of it. 85 bytes a chunk are in memory, with `compress` 135."""
 
-    def __init__(self, layout: ImageStore, *, compress: bool) -> None:
+    def __init__(self, layout: NamingStore, *, compress: bool) -> None:
         """With `compress`, chunks are stored in zstd's seekable format where that is smaller."""
         self._layout = layout
         self._compress = compress
-        self._known: dict[Digest, CutChunk] = {}
-        self.verity: dict[Digest, bytes] = {}
-        self.sizes: dict[Digest, int] = {}
+        self._lock = Lock()  # of whoever adds a row
+        # The blobs, and what is known of each.
+        self._blobs = DigestTable()
+        self._verity = bytearray()
+        self._sizes = array("I")
+        # With `compress`, the chunks by their raw bytes, and the number of each one's blob; else a chunk's blob has its name.
+        self._raw = DigestTable() if compress else self._blobs
+        self._blob_of = array("I")
 
     def encode(self, raw: bytes) -> CutChunk:
         """Called from several threads: a blob may take its time to reach the disk."""
+        if not self._compress:
+            digest = self._layout.put_data(raw)
+            if digest not in self._blobs:
+                self._add(digest, digest, len(raw), self.recorded(raw, raw))
+            return CutChunk(digest, len(raw))
         name = sha256(raw)
-        known = self._known.get(name)
-        if known is not None:
-            return known
-        encoded = seekable(raw) if self._compress else raw
-        compressed = len(encoded) < len(raw)
-        stored = encoded if compressed else raw
-        digest = sha256(stored) if compressed else name
-        self._layout.put_blob(Descriptor(FILEDATA_TYPE, digest, len(stored)), io.BytesIO(stored))
-        chunk = CutChunk(digest, len(raw), compressed)
-        self._known[name] = chunk
-        self.verity[digest] = self.recorded(stored, encoded)
-        self.sizes[digest] = len(stored)
-        return chunk
+        number = self._raw.find(name)
+        if number is not None:
+            digest = self._blobs[self._blob_of[number]]
+            return CutChunk(digest, len(raw), digest != name)
+        encoded = seekable(raw)
+        stored = encoded if len(encoded) < len(raw) else raw
+        digest = self._layout.put_data(stored)
+        self._add(name, digest, len(stored), self.recorded(stored, encoded))
+        return CutChunk(digest, len(raw), digest != name)
+
+    def _add(self, name: Digest, blob: Digest, size: int, verity: bytes) -> None:
+        with self._lock:
+            number = self._blobs.find(blob)
+            if number is None:
+                number = len(self._blobs)
+                # The name last: who finds it finds the rest.
+                self._sizes.append(size)
+                self._verity += verity
+                self._blobs.add(blob)
+            if self._raw is not self._blobs and name not in self._raw:
+                self._blob_of.append(number)
+                self._raw.add(name)
+
+    def stored(self, blob: Digest) -> tuple[int, bytes] | None:
+        """Size and recorded fs-verity digest of a blob; None if this did not store it."""
+        number = self._blobs.find(blob)
+        return None if number is None else (self._sizes[number], self._verity_at(number))
+
+    def size(self, blob: Digest) -> int:
+        """The size of a blob that this stored."""
+        return self._sizes[self._number(blob)]
+
+    def verity(self, blob: Digest) -> bytes:
+        """The recorded fs-verity digest of a blob that this stored."""
+        return self._verity_at(self._number(blob))
+
+    def verities(self) -> Iterator[tuple[Digest, bytes]]:
+        """Every blob with its recorded fs-verity digest."""
+        for number, blob in enumerate(self._blobs):
+            yield blob, self._verity_at(number)
+
+    def _number(self, blob: Digest) -> int:
+        number = self._blobs.find(blob)
+        if number is None:
+            raise ValueError(f"chunk {to_text(blob)} was not stored")
+        return number
+
+    def _verity_at(self, number: int) -> bytes:
+        return bytes(self._verity[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE])
 
     def recorded(self, stored: bytes, encoded: bytes) -> bytes:
         """The fs-verity digest to record for a chunk that is `stored`, and was `encoded` before it was known to be smaller."""

@@ -22,16 +22,16 @@ from snapshotter.build.entries import Node, inode
 from snapshotter.build.image import Options
 from snapshotter.build.layout import BuiltLayout, LayoutChunks, chunk_descriptors, publish_layout, read_rootfs
 from snapshotter.build.progress import Progress, Report, silent
-from snapshotter.format.digest import Digest
+from snapshotter.format.digest import Digest, Digests
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.verity import verity_digest
 from snapshotter.format.writer import encode
-from snapshotter.registry.base import ImageStore
+from snapshotter.registry.base import NamingStore
 
 
 def build_upstream(
     tree: str | bytes | Path,
-    layout: ImageStore,
+    layout: NamingStore,
     tag: str,
     *,
     base: str | None = None,
@@ -55,11 +55,11 @@ def build_upstream(
         report(Progress("note", f"{os.fsdecode(tree)}: {lost}"))
     if not any(_same(new, layer) for layer in layers):
         layers = [new, *layers]
-    verity |= chunks.verity
+    verity.update(chunks.verities())
     message = encode(RootfsContent(layers, [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]), times=False)
     if below is not None:
         below.close()
-    return publish_layout(layout, tag, message, chunk_descriptors(chunks.order, chunks.sizes, compressed=compress))
+    return publish_layout(layout, tag, message, chunk_descriptors(chunks.order(), chunks.size, compressed=compress))
 
 
 def upstream_inodes(root: Node, layers: Sequence[Sequence[Inode]]) -> list[Inode]:
@@ -126,9 +126,9 @@ def _equal(one: Inode, other: Inode) -> bool:
 class _UpstreamChunks(LayoutChunks):
     """Stores chunks as `LayoutChunks` does, records upstream's fs-verity digests, and remembers every chunk that was cut."""
 
-    def __init__(self, layout: ImageStore, *, compress: bool) -> None:
+    def __init__(self, layout: NamingStore, *, compress: bool) -> None:
         super().__init__(layout, compress=compress)
-        self.order: list[Digest] = []
+        self._order = bytearray()
 
     def recorded(self, stored: bytes, encoded: bytes) -> bytes:
         """That of the encoded form, also where this is not what is stored."""
@@ -136,4 +136,8 @@ class _UpstreamChunks(LayoutChunks):
 
     def take(self, chunk: CutChunk) -> None:
         """See `LayoutChunks`."""
-        self.order.append(chunk.digest)
+        self._order += chunk.digest
+
+    def order(self) -> Sequence[Digest]:
+        """The blob of every chunk, repeats included."""
+        return Digests(self._order)

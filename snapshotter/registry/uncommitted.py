@@ -21,7 +21,7 @@ class Uncommitted:
         """`blobs` is the directory that they are in, which may not exist yet. Without `undo` nothing is taken back."""
         self._blobs = blobs
         self._undo = undo
-        self._files: list[Path] = []
+        self._files: list[str] = []  # names in `blobs`: a path takes ten times as much
         self._made: list[Path] = []
         self._claim = -1
         self._guard = threading.Lock()
@@ -34,10 +34,10 @@ class Uncommitted:
                 fcntl.flock(self._claim, fcntl.LOCK_SH)
 
     def added(self, path: Path) -> None:
-        """The file `path` was put."""
+        """The file `path`, in the directory of the blobs, was put."""
         if self._undo:
             with self._guard:
-                self._files.append(path)
+                self._files.append(path.name)
 
     def made(self, *paths: Path) -> None:
         """The layout itself was made, of these files and directories, the innermost last."""
@@ -63,8 +63,8 @@ class Uncommitted:
                 self._release()
 
     def _take_back(self) -> None:
-        for path in self._files:
-            path.unlink(missing_ok=True)
+        for name in self._files:
+            (self._blobs / name).unlink(missing_ok=True)
         if self._made and any(self._blobs.iterdir()):
             return
         for path in reversed(self._made):
