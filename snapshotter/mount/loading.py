@@ -131,23 +131,32 @@ class Loading:
         return modules
 
     def _import(self, modules: Sequence[Module]) -> None:
-        """Have what `modules` import brought, and what that imports, level by level. What extensions need comes a level later:
-        they have to come first."""
+        """Have what `modules` import brought, and what that imports, level by level. What extensions need comes a level later,
+        and what they import, which their constants say, another one: the modules of the next level have to come first."""
         level = modules
+        loaded: list[Module] = []
         left = MODULES_MAX
         for _ in range(IMPORT_LEVELS):
             found: dict[Module, None] = {}
-            for module in level:
-                if not module.extension:
-                    data = self._bytes(module.ino, 0, companions.SMALL_FILE)
-                    found.update(dict.fromkeys(self._modules.imported_by(module, data)))
+            for module in (*(module for module in level if not module.extension), *loaded):
+                found.update(dict.fromkeys(self._modules.imported_by(module, self._telling(module))))
             fresh = [module for module in found if self._new([module.ino])][:left]
             left -= len(fresh)
             self._store.expect([ref for module in fresh for ref in self._beginning(module.ino)])
-            self._load([module.ino for module in level if module.extension])
-            if not fresh:
+            loaded = [module for module in level if module.extension]
+            self._load([module.ino for module in loaded])
+            if not fresh and not loaded:
                 return
             level = fresh
+
+    def _telling(self, module: Module) -> bytes:
+        """The bytes of `module` that tell what it imports."""
+        if not module.extension:
+            return self._bytes(module.ino, 0, companions.SMALL_FILE)
+        with self._lock:
+            program = self._seen.get(module.ino)
+        parts = [] if program is None else companions.constants(program, PROGRAM_CODE)
+        return b"".join(self._bytes(module.ino, *part) for part in parts)
 
     def _around(self, ino: int, offset: int, length: int) -> list[ChunkRef]:
         """What is fetched with a part of a program."""

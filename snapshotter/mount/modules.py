@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from snapshotter.mount import pyc, pysource
+from snapshotter.mount import pyc, pyso, pysource
 from snapshotter.mount.places import Places
 from snapshotter.mount.pyc import Import
 from snapshotter.mount.tree import Tree
@@ -20,6 +20,9 @@ ROOTS_MAX = 16
 
 REMEMBERED = 1024
 """Names of a tree whose files are known."""
+
+ENTRIES_MAX = 8192
+"""Names in a directory up to which it is looked through for what an extension names."""
 
 _PACKAGES_MAX = 16  # how deep packages are in each other
 _CACHE = b"__pycache__"
@@ -61,6 +64,8 @@ class Modules:
         self._tree = tree
         self._places = places
         self._roots: list[int] = []
+        self._listed: dict[int, frozenset[bytes]] = {}
+        """The modules of some of them, by name."""
         self._known: dict[tuple[int, bytes, bytes], tuple[Module, int | None] | None] = {}
 
     def at(self, ino: int) -> Module | None:
@@ -93,15 +98,33 @@ class Modules:
         return []
 
     def imported_by(self, module: Module, data: bytes) -> list[Module]:
-        """The files that loading `module`, which has the bytes `data`, is going to read, in the order of its imports."""
+        """The files that loading `module` is going to read, in the order of its imports. `data`: its bytes, or of an extension
+        its constants."""
         self._remember(self._root(module))
-        wanted = pyc.imports(data) if module.tag else pysource.imports(data)
+        if module.extension:
+            wanted = [one for one in pyso.imports(data) if self._is_listed(one.name.partition(b".")[0])]
+        else:
+            wanted = pyc.imports(data) if module.tag else pysource.imports(data)
         found: dict[Module, None] = {}
         for one in wanted:
             if not (module.tag and one.name in FROZEN):
                 found.update(dict.fromkeys(self._found(module, one)))
         found.pop(module, None)
         return list(found)
+
+    def _is_listed(self, name: bytes) -> bool:
+        """Whether any of the directories that are known has a module of this name that is not in Python itself."""
+        return name not in FROZEN and any(name in self._names(root) for root in list(self._roots))
+
+    def _names(self, root: int) -> frozenset[bytes]:
+        if root not in self._listed:
+            below = (self._below(root, name) for name in (_CACHE, _EXTENSIONS))
+            places = (root, *(place for place in below if place is not None))
+            found = [entry.name.partition(b".")[0] for place in places for entry in self._tree.entries(place)[:ENTRIES_MAX]]
+            if len(self._listed) > ROOTS_MAX:
+                self._listed = {}
+            self._listed[root] = frozenset(found)
+        return self._listed[root]
 
     def _found(self, module: Module, wanted: Import) -> Iterator[Module]:
         """The files of one import: of the packages on the way, of the module, and of what it may be to have of modules."""

@@ -26,7 +26,7 @@ from snapshotter.format.compression import Codec, compress, decode_chunk, decode
 from snapshotter.format.model import CHUNK_MAX, NAME_MAX, ChunkVerity, DirEntry, Kind
 from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackIndex, parse_footer
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.mount import companions, elf, pyc, pysource
+from snapshotter.mount import companions, elf, pyc, pyso, pysource
 from snapshotter.mount.places import Places
 from snapshotter.mount.tree import Tree
 from snapshotter.registry import peerprotocol, reference
@@ -234,7 +234,8 @@ def program(data: bytes) -> None:
         for segment in found.segments:
             companions.around(segment, len(data), 4096, len(data))
         assert sum(length for _, length in companions.mapped(found)) <= companions.SEGMENTS_MAX
-    for one in (*pyc.imports(data), *pysource.imports(data)):
+        assert sum(length for _, length in companions.constants(found, LIMIT)) <= LIMIT
+    for one in (*pyc.imports(data), *pysource.imports(data), *pyso.imports(data)):
         assert one.level >= 0
         assert len(one.name) + sum(map(len, one.names)) <= 256 * len(data)
 

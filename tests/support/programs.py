@@ -24,10 +24,10 @@ def header(
     return head
 
 
-def program(needed: Sequence[bytes], interpreter: bytes = b"", code: int = 0) -> bytes:
-    """A file that needs these libraries and has `code` bytes of code, which no other one has.
+def program(needed: Sequence[bytes], interpreter: bytes = b"", code: int = 0, constants: bytes = b"") -> bytes:
+    """A file that needs these libraries and has `code` bytes of code, which no other one has, and `constants`.
 
-    Its parts: headers and strings from 0 on, code from 64 KiB on, the dynamic section behind it.
+    Its parts: headers and strings from 0 on, code from 64 KiB on, the dynamic section behind it, then the constants.
     """
     strings = b"\0" + b"".join(name + b"\0" for name in needed)
     names = [1 + sum(len(name) + 1 for name in needed[:number]) for number in range(len(needed))]
@@ -41,8 +41,10 @@ def program(needed: Sequence[bytes], interpreter: bytes = b"", code: int = 0) ->
         (LOAD, RW, behind, len(dynamic)),
         (DYNAMIC, RW, behind, len(dynamic)),
     ]
+    if constants:
+        parts.append((LOAD, R, behind + len(dynamic), len(constants)))
     if interpreter:
         parts.append((INTERP, R, place, len(interpreter) + 1))
     body = random.Random(repr((needed, code))).randbytes(max(code, first))
     head = header(parts).ljust(place, b"\0") + interpreter + b"\0"
-    return (head.ljust(4096, b"\0") + strings).ljust(64 << 10, b"\0") + body[: behind - (64 << 10)] + dynamic
+    return (head.ljust(4096, b"\0") + strings).ljust(64 << 10, b"\0") + body[: behind - (64 << 10)] + dynamic + constants

@@ -58,6 +58,21 @@ class TestModules:
         }
         assert set(names(files, store.expected)) == expected
 
+    def test_what_an_extension_imports_from_c_comes_too_if_there_is_such_a_module(self) -> None:
+        constants = b"\0apart.Thing\0unneeded\0nowhere.Thing\0os.path\0"
+        files = self.files() | {"lib/pkg/fast.so": program([], constants=constants)}
+        tree, numbers = make_tree(files)
+        store = Foreseeing(files)
+        Loading(tree, Places(tree), store, nothing).begin(numbers[self.path("lib/pkg/two")])
+        came = set(names(files, store.expected))
+        assert self.path("lib/apart") in came
+        assert self.path("lib/unneeded") not in came, "a name without dots says nothing"
+        files["lib/pkg/fast.so"] = program([], constants=constants + b"__pyx_capi__\0")
+        tree, numbers = make_tree(files)
+        store = Foreseeing(files)
+        Loading(tree, Places(tree), store, nothing).begin(numbers[self.path("lib/pkg/two")])
+        assert {self.path("lib/apart"), self.path("lib/unneeded")} <= set(names(files, store.expected)), "but in Cython's"
+
     def test_an_empty_module_is_no_obstacle(self) -> None:
         files = {"app/main.py": b"import empty, full\n", "app/empty.py": b"", "app/full.py": b"full"}
         tree, numbers = make_tree(files)
