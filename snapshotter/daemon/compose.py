@@ -37,6 +37,7 @@ from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.peering import PeersConfig
 from snapshotter.daemon.peerserver import PeerServer
 from snapshotter.daemon.reach import Reach
+from snapshotter.daemon.shifted import Shifted
 from snapshotter.daemon.status import RecentErrors, Status
 from snapshotter.daemon.statusserver import StatusServer
 from snapshotter.daemon.store.images import RegistryImages
@@ -48,7 +49,7 @@ from snapshotter.format import fsverity
 from snapshotter.format.annotations import PackPlace
 from snapshotter.registry.peerclient import Address
 from snapshotter.snapshots.differ import DiffService
-from snapshotter.snapshots.paths import check_ancestors, prepare_root
+from snapshotter.snapshots.paths import Paths, check_ancestors, prepare_root
 from snapshotter.snapshots.service import SnapshotsService
 from snapshotter.snapshots.snapshotter import Snapshotter
 
@@ -111,7 +112,8 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
             )
 
         layers = make_layers(config.root, origins)
-        snapshotter = Snapshotter(config.root, layers)  # holds the lock of the root from here on
+        shifted = Shifted(Paths(config.root).shifted) if config.remap_ids else None
+        snapshotter = Snapshotter(config.root, layers, shifted)  # holds the lock of the root from here on
         stack.callback(snapshotter.close)
         stack.callback(held.close)
         stack.callback(supervisor.close)

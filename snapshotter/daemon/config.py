@@ -44,7 +44,8 @@ class Config:
     in each worker. `mount_workers`: processes that serve mounts. `keep_awake`: whether they may keep idle processors from
     sleeping for moments (`mount.vigil`). `fs_verity`: whether the kernel's is to check this node's files. `registries`:
     settings by registry host, as references name it. `containerd_address`: containerd's own socket. `hosts_directory`:
-    where ``hosts.toml`` files are. `stores`: places that are asked before registries. `allowed_registries`: None for all.
+    where ``hosts.toml`` files are. `remap_ids`: whether containerd leaves it to us to show layers to containers in user
+    namespaces. `stores`: places that are asked before registries. `allowed_registries`: None for all.
     `credential_files`: in docker's or podman's form, besides the usual ones. `kubelet_providers`: the kubelet's
     credential provider configuration and the directory of its programs. `cri_image_service`: whether Kubernetes' image
     service is served as well, to hear the credentials of pulls. `peers`: other nodes, whose caches are asked or who may
@@ -69,6 +70,7 @@ class Config:
     registries: Mapping[str, RegistryConfig] = field(default_factory=dict)
     containerd_address: Path = Path("/run/containerd/containerd.sock")
     hosts_directory: Path = DEFAULT_DIRECTORY
+    remap_ids: bool = False
     stores: tuple[StoreConfig, ...] = ()
     allowed_registries: tuple[str, ...] | None = None
     credential_files: tuple[Path, ...] = ()
@@ -124,6 +126,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "mount.keep_awake": flag,
         "containerd.address": absolute,
         "containerd.config_path": absolute,
+        "containerd.remap_ids": flag,
         "policy.allowed_registries": texts,
         "credentials.files": _absolutes,
         "credentials.kubelet_config": absolute,
@@ -145,6 +148,7 @@ def parse(data: Mapping[str, Any]) -> Config:
         "mount.keep_awake": "keep_awake",
         "containerd.address": "containerd_address",
         "containerd.config_path": "hosts_directory",
+        "containerd.remap_ids": "remap_ids",
         "policy.allowed_registries": "allowed_registries",
         "credentials.files": "credential_files",
         "cri.image_service": "cri_image_service",

@@ -45,7 +45,8 @@ class Facts:
 
     `rows`: every snapshot. `hinted`: the layers that somebody asked for. `database`: what SQLite says is wrong with itself.
     `directories`: the snapshots that have one, and the names in it. `strays`: what does not belong where it is. `layers`: by
-    diff ID. `mountpoints`: the directories below ``l``. `mounts`: how often each of them has a layer mounted.
+    diff ID. `mountpoints`: the directories below ``l``. `mounts`: how often each of them has a layer mounted. `shifted`: the
+    snapshots that are shown directories with other owners.
     """
 
     rows: Sequence[Row] = ()
@@ -56,6 +57,7 @@ class Facts:
     layers: Mapping[Digest, LayerFacts] = field(default_factory=dict)
     mountpoints: frozenset[int] = frozenset()
     mounts: Mapping[int, int] = field(default_factory=dict)
+    shifted: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ def garbage(facts: Facts) -> Iterator[str]:
     owners = {row.id for row in facts.rows if row.layer is Layer.ORDINARY or row.info.kind is not Kind.COMMITTED}
     for number in sorted(set(facts.directories) - owners):
         yield f"directory s/{number} belongs to no snapshot"
+    for number in sorted(facts.shifted - owners):
+        yield f"m/{number} shows directories to no snapshot"
     used = {row.diff_id for row in facts.rows if row.layer is Layer.METADATA}
     for diff_id in sorted(facts.hinted - used):
         yield f"layer {to_text(diff_id)} is remembered, and no snapshot uses it"
@@ -176,6 +180,7 @@ def look(root: Path, *, contents: bool = False) -> Facts:
     # something is found left over. One look cannot be both, so it reads them in the middle.
     directories = {int(path.name): frozenset(_names(path)) for path in _numbered(paths.snapshots)}
     rows, hinted, database = _database(paths.database)
+    shifted = frozenset(int(path.name) for path in _numbered(paths.shifted))
     layers = dict(_layers(root / "layers", contents=contents))
     mountpoints = frozenset(int(path.name) for path in _numbered(paths.layers))
     mounts = Counter(
@@ -183,9 +188,8 @@ def look(root: Path, *, contents: bool = False) -> Facts:
         for info in mounting.our_mounts(Path(os.path.realpath(paths.layers)))
         if info.mountpoint.name.isdigit()
     )
-    return Facts(
-        rows, hinted, database, directories, [*strays, *_cache(root / "chunks", contents=contents)], layers, mountpoints, mounts
-    )
+    strays += _cache(root / "chunks", contents=contents)
+    return Facts(rows, hinted, database, directories, strays, layers, mountpoints, mounts, shifted)
 
 
 def _database(path: Path) -> tuple[list[Row], frozenset[Digest], list[str]]:

@@ -47,12 +47,12 @@ def examine(request: Request) -> Iterator[Finding]:
     """All findings, each as soon as it is known, in the order in which a person would mend things."""
     config, config_error = _config(request)
     used = config or Config()
-    yield from check_kernel(kernel_facts(used.root), require_verity=used.fs_verity is Mode.REQUIRE)
+    yield from check_kernel(kernel_facts(used.root), require_verity=used.fs_verity is Mode.REQUIRE, remap_ids=used.remap_ids)
     facts, containerd_pid = containerd_facts(request.containerd_address, request.containerd_config)
     yield from check_service(service_facts(config, config_error, request.config_path, containerd_pid))
     yield from _root(used.root)
     if used.layer_store_mountpoint is None or request.containerd_address.exists():
-        yield from check_containerd(facts, str(used.address), str(used.root))
+        yield from check_containerd(facts, str(used.address), str(used.root), remap_ids=used.remap_ids)
     else:
         yield check_absent(facts.address, installed=shutil.which("containerd") is not None)
     if used.layer_store_mountpoint is not None:

@@ -12,6 +12,7 @@ from snapshotter.doctor.finding import Finding, fail, ok, warn
 
 SNAPSHOTTER = "io.containerd.snapshotter.v1"
 DIFFER = "io.containerd.differ.v1"
+REMAP_IDS = "remap-ids"
 ANNOTATIONS_EXPORT = "enable_remote_snapshot_annotations"
 
 EXAMPLES = "/usr/share/doc/puzzlefs-snapshotter/examples" if sys.prefix == "/usr/lib/puzzlefs" else "deploy"
@@ -61,8 +62,8 @@ def snapshotter_names(facts: ContainerdFacts, address: str) -> list[str]:
     return [proxy.name for proxy in proxies if proxy.type == "snapshot" and _path(proxy.address) == address]
 
 
-def check_containerd(facts: ContainerdFacts, address: str, root: str) -> list[Finding]:
-    """`address` and `root` are those of the snapshotter's own configuration."""
+def check_containerd(facts: ContainerdFacts, address: str, root: str, *, remap_ids: bool = False) -> list[Finding]:
+    """`address`, `root` and `remap_ids` are those of the snapshotter's own configuration."""
     findings = [_version(facts)]
     if facts.config is None:
         advice = f"name it with --containerd-config, or see {EXAMPLES}/containerd"
@@ -75,6 +76,7 @@ def check_containerd(facts: ContainerdFacts, address: str, root: str) -> list[Fi
         if recent:
             findings.append(_exports_root(proxy, root))
             findings.append(_unpack(config, proxy.name))
+            findings.append(_remap(proxy, remap_ids))
         findings += _cri(facts, config, proxy)
     return [*findings, *_differ(facts, config, address)]
 
@@ -154,6 +156,22 @@ def _exports_root(proxy: ProxyPlugin, root: str) -> Finding:
     text = f"exports.root is {told!r}" if told else "exports.root is not set"
     advice = f'set root = "{root}" under [proxy_plugins.{proxy.name}.exports] and restart containerd'
     return fail(check, f"{text}: the kubelet cannot tell how much space images take", advice)
+
+
+def _remap(proxy: ProxyPlugin, remap_ids: bool) -> Finding:
+    check = "containerd.remap-ids"
+    told = REMAP_IDS in proxy.capabilities
+    if told and remap_ids:
+        return ok(check, "containers in user namespaces start lazily")
+    if remap_ids:
+        text = f"containerd copies images for containers in user namespaces, and {proxy.name!r} shifts the owners once more"
+        advice = f'set capabilities = ["{REMAP_IDS}"] under [proxy_plugins.{proxy.name}] and restart containerd'
+        return fail(check, text, advice)
+    if told:
+        text = f"containerd leaves the owners of files in user namespaces to {proxy.name!r}, which does not shift them"
+        return fail(check, text, "set remap_ids = true under [containerd] of the snapshotter's configuration and restart it")
+    advice = f"on Linux 6.12 and newer, see {REMAP_IDS} in {EXAMPLES}/containerd/config-2.x.toml"
+    return ok(check, "a container in a user namespace starts from a copy of its image, fetched whole", advice)
 
 
 def _unpack(config: Effective, name: str) -> Finding:

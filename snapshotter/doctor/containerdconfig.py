@@ -38,6 +38,7 @@ class ProxyPlugin:
     type: str
     address: str
     exports: Mapping[str, str]
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,9 @@ def _merged(old: Any, new: Any) -> Any:
 
 def _proxy(name: str, table: Mapping[str, Any]) -> ProxyPlugin:
     exports = {key: str(value) for key, value in _table(table.get("exports")).items()}
-    return ProxyPlugin(name, str(table.get("type", "")), str(table.get("address", "")), exports)
+    capable = table.get("capabilities")
+    capabilities = tuple(map(str, capable)) if isinstance(capable, list) else ()
+    return ProxyPlugin(name, str(table.get("type", "")), str(table.get("address", "")), exports, capabilities)
 
 
 def _unpack(value: object) -> tuple[Unpack, ...] | None:

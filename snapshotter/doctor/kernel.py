@@ -17,6 +17,9 @@ _RESEND_FROM = (6, 9)
 """Linux 6.9 brought both FUSE_NOTIFY_RESEND and FUSE passthrough."""
 
 
+_IDMAP_FROM = (6, 12)
+
+
 @dataclass(frozen=True, slots=True)
 class KernelFacts:
     """What was found out about the kernel.
@@ -36,8 +39,9 @@ class KernelFacts:
     cache_fs: str
 
 
-def check_kernel(facts: KernelFacts, *, require_verity: bool = False) -> list[Finding]:
-    """One finding for each feature. `require_verity`: the configuration demands fs-verity."""
+def check_kernel(facts: KernelFacts, *, require_verity: bool = False, remap_ids: bool = False) -> list[Finding]:
+    """One finding for each feature. `require_verity`: the configuration demands fs-verity; `remap_ids`: and layers with other
+    owners."""
     return [
         _device(facts),
         _protocol(facts),
@@ -46,6 +50,7 @@ def check_kernel(facts: KernelFacts, *, require_verity: bool = False) -> list[Fi
         _overlay(facts),
         _redirect_dir(facts),
         _verity(facts, require_verity),
+        *([_idmap(facts)] if remap_ids else []),
     ]
 
 
@@ -77,19 +82,30 @@ def _protocol(facts: KernelFacts) -> Finding:
     return ok(check, f"Linux {facts.release} speaks FUSE {MAJOR}.{MINOR_MIN} or later (by its version; root can ask it)")
 
 
-def _offers(facts: KernelFacts, flag: int) -> bool:
+def _offers(facts: KernelFacts, flag: int, since: tuple[int, int] = _RESEND_FROM) -> bool:
     if facts.init is not None:
         return bool(facts.init.flags & flag)
     numbers = version(facts.release)
-    return numbers is not None and numbers >= _RESEND_FROM
+    return numbers is not None and numbers >= since
 
 
 def _resend(facts: KernelFacts) -> Finding:
     check = "kernel.fuse-resend"
     if _offers(facts, InitFlag.HAS_RESEND):
         return ok(check, "reads under way are repeated when a mount worker is replaced")
-    text = "this kernel cannot resend requests: reads under way when a mount worker dies fail with EIO"
-    return warn(check, text, "use Linux 6.9 or newer")
+    return ok(
+        check, "this kernel repeats no requests (6.9 and newer do): mount workers remember themselves which are under way"
+    )
+
+
+def _idmap(facts: KernelFacts) -> Finding:
+    check = "kernel.fuse-idmap"
+    if _offers(facts, InitFlag.ALLOW_IDMAP, _IDMAP_FROM):
+        return ok(check, "lazy layers can be shown to containers in user namespaces")
+    text = (
+        "this kernel cannot show lazy layers to containers in user namespaces, and the configuration has containerd.remap_ids"
+    )
+    return fail(check, text, "use Linux 6.12 or newer, or take remap_ids out, here and in containerd's capabilities")
 
 
 def _passthrough(facts: KernelFacts) -> Finding:

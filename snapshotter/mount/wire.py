@@ -145,6 +145,7 @@ class InitFlag(enum.IntFlag):
     NO_OPENDIR_SUPPORT = 1 << 24
     INIT_EXT = 1 << 30
     HAS_RESEND = 1 << 39
+    ALLOW_IDMAP = 1 << 40
 
 
 # Not ASYNC_DIO: a caller that waits for a direct read could not even be killed then (fuse_direct_IO, wait_for_completion).
@@ -157,6 +158,7 @@ WANTED = (
     | InitFlag.CACHE_SYMLINKS
     | InitFlag.NO_OPENDIR_SUPPORT
     | InitFlag.INIT_EXT
+    | InitFlag.ALLOW_IDMAP  # a container in a user namespace sees other owners (idmapped); the mount has default_permissions
 )
 NEEDED = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT
 """Without these every open would be answered ENOSYS to the caller; kernels from 7.31 on have them."""

@@ -39,7 +39,7 @@ def lowers(links: Iterable[Link], paths: Paths, mountpoint: Callable[[Digest], P
 def derive(kind: Kind, ident: int, below: Sequence[Path], paths: Paths, extra: Sequence[str]) -> tuple[Mount, ...]:
     """The mounts of the snapshot `ident`, active or a view, on the lower directories `below` (topmost first).
 
-    `extra` are options for overlayfs mounts (see `overlay_options`).
+    `extra` are options for overlayfs mounts (see `options_for`).
     """
     if not below:
         return (_bind(paths.upper(ident), "ro" if kind is Kind.VIEW else "rw"),)
@@ -49,9 +49,16 @@ def derive(kind: Kind, ident: int, below: Sequence[Path], paths: Paths, extra: S
     if kind is Kind.ACTIVE:
         options += [f"workdir={paths.work(ident)}", f"upperdir={paths.upper(ident)}"]
     options.append("lowerdir=" + ":".join(map(str, below)))
-    if all(path.is_relative_to(paths.snapshots) for path in below):
-        extra = [option for option in extra if option != _XINO]  # one file system: the kernel would call it useless, each time
     return (Mount("overlay", "overlay", (*options, *extra)),)
+
+
+def options_for(below: Sequence[Path], paths: Paths, possible: Sequence[str]) -> list[str]:
+    """Of the options that this kernel has (`overlay_options`), those for an overlay over the layers' directories `below`."""
+    if all(path.is_relative_to(paths.snapshots) for path in below):
+        return [
+            option for option in possible if option != _XINO
+        ]  # one file system: the kernel would call it useless, each time
+    return list(possible)
 
 
 def upper_of(found: Sequence[Mount]) -> Path | None:

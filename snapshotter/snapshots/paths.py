@@ -8,6 +8,7 @@
     s/<number>/work      overlayfs' workdir
     s/new-*              a snapshot being made; garbage at a start
     l/<number or name>   a mounted lazy layer
+    m/<number>/<n>       directories of a snapshot's chain as a container in a user namespace sees them
 
 Names are short because all options of a mount must fit a page, with up to 128 lower directories among them.
 """
@@ -47,6 +48,11 @@ class Paths:
     def layers(self) -> Path:
         """The directory of the lazy layers' mountpoints."""
         return self.root / "l"
+
+    @property
+    def shifted(self) -> Path:
+        """The directory of what is shown with other owners."""
+        return self.root / "m"
 
     def directory(self, ident: int) -> Path:
         """All of one ordinary snapshot."""

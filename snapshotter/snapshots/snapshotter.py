@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,12 @@ from snapshotter.errors import (
 )
 from snapshotter.format.annotations import MetadataLayer, PackLayer
 from snapshotter.format.digest import Digest, to_text
-from snapshotter.snapshots import disk, lazy, mounts, paths
+from snapshotter.snapshots import disk, idmap, lazy, mounts, paths
 from snapshotter.snapshots.filters import Filter
+from snapshotter.snapshots.idmap import IdMap, ShiftedMounts
 from snapshotter.snapshots.lazy import LazyLayers
 from snapshotter.snapshots.metastore import PAGE, MetaStore
-from snapshotter.snapshots.model import Info, Kind, Layer, Link, Mount, Usage
+from snapshotter.snapshots.model import Info, Kind, Layer, Link, Mount, Row, Usage
 from snapshotter.snapshots.pull import LazyChains
 
 _LOG = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ class Recovery:
 class Snapshotter:
     """The snapshots below `root`, with lazy layers mounted by `layers`. Any number of threads may use it at once.
 
+    `shifted`: shows layers with other owners to containers in user namespaces, whose snapshots have labels that say so
+    (`idmap`). None where containerd does not leave that to us: then it has made a copy with those owners, and the labels say
+    nothing new.
+
     `recover` comes first. Names, keys and parents are containerd's; an empty parent is none.
 
     Raises:
@@ -58,7 +63,7 @@ class Snapshotter:
         CorruptError, UnavailableError: the database cannot be read.
     """
 
-    def __init__(self, root: Path, layers: LazyLayers) -> None:
+    def __init__(self, root: Path, layers: LazyLayers, shifted: ShiftedMounts | None = None) -> None:
         self._paths = paths.prepare_root(root)
         self._lock = paths.lock_root(self._paths)
         try:
@@ -67,6 +72,7 @@ class Snapshotter:
             os.close(self._lock)
             raise
         self._layers = layers
+        self._shifted = shifted
         self._chains = LazyChains(self._store, layers)
         self._options = mounts.overlay_options(userxattr=not userns.is_initial())
         self._cleaning = threading.Lock()
@@ -140,7 +146,7 @@ class Snapshotter:
             raise FailedPreconditionError(f"snapshot {key!r} has no mounts: it is not active, and no view")
         # one that the differ has taken for a layer shows it already
         below = self._lowers(chain[1:] if row.layer is Layer.ORDINARY else chain)
-        return mounts.derive(row.info.kind, row.id, below, self._paths, self._options)
+        return self._mounts(row, below, self._users(row.info.labels))
 
     def commit(self, name: str, key: str, labels: Mapping[str, str], parent: str = "") -> None:
         """Turn the active snapshot `key` into the committed one `name`, with exactly these labels.
@@ -160,6 +166,7 @@ class Snapshotter:
             )
         with self._store.write() as tx:
             row = tx.commit(name, key, labels, parent)
+        self._hide([row.id])
         if row.layer is not Layer.ORDINARY:
             _remove(self._paths.directory(row.id))  # empty, and nobody's any more
 
@@ -252,6 +259,9 @@ class Snapshotter:
     def cleanup(self) -> None:
         """Delete the directories and release the layers of snapshots that are gone. What cannot go now is logged and stays."""
         with self._cleaning:
+            shown = self._shifted.shown() if self._shifted is not None else set()
+            with self._store.read() as rx:
+                self._hide(sorted(shown - rx.ids()))
             self._chains.collect()
             # Directories first, rows second and as a writer: whoever was between renaming a directory and keeping its row
             # has then kept it, or given up.
@@ -275,9 +285,10 @@ class Snapshotter:
             above = rx.parent(parent)
             chain = rx.chain(None if above is None else above.id)
         below = self._lowers(chain)
+        users = self._users(labels)
         made: Path | None = None
         try:
-            made = paths.make_snapshot(self._paths, work=kind is Kind.ACTIVE, owner=_owner(below))
+            made = paths.make_snapshot(self._paths, work=kind is Kind.ACTIVE, owner=_owner(below, users))
             with self._store.write() as tx:
                 row = tx.insert(key, parent, kind, labels)
                 if chain and row.parent_id != chain[0].id:
@@ -291,7 +302,29 @@ class Snapshotter:
         finally:
             if made is not None:
                 _remove(made)
-        return mounts.derive(kind, row.id, below, self._paths, self._options)
+        try:
+            return self._mounts(row, below, users)
+        except PuzzlefsError:
+            self.remove(key)
+            raise
+
+    def _mounts(self, row: Row, below: Sequence[Path], users: IdMap | None) -> tuple[Mount, ...]:
+        options = mounts.options_for(below, self._paths, self._options)
+        if users is not None and self._shifted is not None:
+            below = self._shifted.show(row.id, below, users)
+        return mounts.derive(row.info.kind, row.id, below, self._paths, options)
+
+    def _users(self, labels: Mapping[str, str]) -> IdMap | None:
+        return None if self._shifted is None else idmap.of_labels(labels)
+
+    def _hide(self, idents: Iterable[int]) -> None:
+        if self._shifted is None:
+            return
+        for ident in idents:
+            try:
+                self._shifted.hide(ident)
+            except PuzzlefsError as error:
+                _LOG.warning("%s, it is tried again at the next clean-up", error)
 
     def _lowers(self, chain: Sequence[Link]) -> list[Path]:
         self._chains.require(chain)
@@ -341,12 +374,14 @@ def updated_labels(name: str, old: Mapping[str, str], new: Mapping[str, str], fi
     return labels
 
 
-def _owner(below: Sequence[Path]) -> tuple[int, int] | None:
-    """The owner of the topmost lower directory: overlayfs shows the upper one's as that of the container's root."""
-    if not below:
-        return None
-    status = os.stat(below[0])
-    return status.st_uid, status.st_gid
+def _owner(below: Sequence[Path], users: IdMap | None) -> tuple[int, int] | None:
+    """The owner of the topmost lower directory, as the container sees it: overlayfs shows the upper one's as that of the
+    container's root."""
+    owner = None
+    if below:
+        status = os.stat(below[0])
+        owner = status.st_uid, status.st_gid
+    return owner if users is None else users.owner(*(owner or (0, 0)))
 
 
 def _remove(path: Path) -> None:

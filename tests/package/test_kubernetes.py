@@ -82,7 +82,7 @@ class FakeNode:
         path.unlink(missing_ok=True)
         return lines
 
-    def levels(self, containerd: str, version: str) -> dict[str, Level]:
+    def levels(self, containerd: str, version: str, *, remap_ids: bool = False) -> dict[str, Level]:
         """What the doctor says of containerd's configuration as `containerd`, a real one, understands it."""
         read = effective(
             parse(run(containerd, "--config", self.config, "config", "dump").stdout), (int(version[0]), int(version[2]))
@@ -90,7 +90,8 @@ class FakeNode:
         exports = next(proxy.exports for proxy in read.proxies if proxy.name == "puzzlefs")
         loaded = LoadedPlugin("io.containerd.snapshotter.v1", "puzzlefs", "", exports)
         facts = ContainerdFacts("/run/c.sock", version, plugins=(loaded,), config=read, config_source=CONFIG)
-        return {found.check: found.level for found in check_containerd(facts, ADDRESS, "/var/lib/puzzlefs")}
+        found = check_containerd(facts, ADDRESS, "/var/lib/puzzlefs", remap_ids=remap_ids)
+        return {each.check: each.level for each in found}
 
 
 @pytest.fixture
@@ -205,6 +206,16 @@ def test_containerd_2_understands_it(node: FakeNode, cri: str, text: str) -> Non
     assert ("containerd.annotations" in found) == (cri != "none")
     dumped = run(FORKY.find("containerd"), "--config", node.config, "config", "dump").stdout
     assert dumped.count("SystemdCgroup = true") == (2 if text else 0), "the runtime is as the node's own one"
+
+
+@pytest.mark.parametrize("remap_ids", [True, False])
+def test_containerd_leaves_owners_to_a_daemon_that_shifts_them(node: FakeNode, remap_ids: bool) -> None:
+    (node.root / "etc/puzzlefs").mkdir(parents=True)
+    (node.root / "etc/puzzlefs/config.toml").write_text(f"[containerd]\nremap_ids = {str(remap_ids).lower()}\n")
+    assert node.run("install").returncode == 0
+    for wanted in (True, False):
+        level = node.levels(FORKY.find("containerd"), "2.2.1", remap_ids=wanted)["containerd.remap-ids"]
+        assert level is (Level.OK if wanted == remap_ids else Level.FAIL)
 
 
 def test_containerd_1_is_told_what_an_import_may_say(tmp_path: Path) -> None:

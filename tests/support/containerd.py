@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,8 +138,16 @@ class Containerd:
         assert done.returncode != 0, f"ctr {arguments} did not fail: {done.stdout}"
         return done.stderr
 
-    def run(self, image: str, *command: str, snapshotter: str, check: bool = True, timeout: float = 120) -> FirstOutput:
-        """Run a container to its end; its standard output, and when the first of it came.
+    def run(
+        self,
+        image: str,
+        *command: str,
+        snapshotter: str,
+        check: bool = True,
+        timeout: float = 120,
+        options: Sequence[str] = (),
+    ) -> FirstOutput:
+        """Run a container to its end, with further `options` of ``ctr run``; its output, and when the first of it came.
 
         Raises:
             CommandError: the container's command, or starting it, failed and `check` is set.
@@ -151,7 +159,7 @@ class Containerd:
             str(self.socket),
             "-n",
             self.namespace,
-            *self._run_words(snapshotter, "--rm"),
+            *self._run_words(snapshotter, "--rm", *options),
             image,
             identity,
         ]
@@ -184,11 +192,11 @@ class Containerd:
         return FirstOutput(text if status == 0 else text + said, seconds)
 
     @contextlib.contextmanager
-    def detached(self, image: str, *command: str, snapshotter: str) -> Iterator[tuple[str, int]]:
+    def detached(self, image: str, *command: str, snapshotter: str, options: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
         """A container that runs meanwhile; gives (its name, the process id of its command)."""
         identity = f"c{uuid.uuid4().hex[:10]}"
         pid_file = self.directory / f"{identity}.pid"
-        self.ctr(*self._run_words(snapshotter, "--detach", "--pid-file", str(pid_file)), image, identity, *command)
+        self.ctr(*self._run_words(snapshotter, "--detach", "--pid-file", str(pid_file), *options), image, identity, *command)
         try:
             yield identity, int(pid_file.read_text())
         finally:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -187,6 +188,19 @@ def started(
         )
         stack.callback(containerd.stop)
         yield Node(directory, containerd, snapshotter, server.relay, GoClient(program, containerd))
+
+
+@contextlib.contextmanager
+def reachable(directory: Path) -> Iterator[None]:
+    """Everybody can pass the directories above meanwhile, as /run/containerd can be: pytest's are the user's alone."""
+    before = {path: path.stat().st_mode for path in (directory, *directory.parents)}
+    for path, mode in before.items():
+        path.chmod(stat.S_IMODE(mode) | 0o011)
+    try:
+        yield
+    finally:
+        for path, mode in before.items():
+            path.chmod(stat.S_IMODE(mode))
 
 
 def clear(node: Node) -> None:

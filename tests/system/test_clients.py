@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from tests.support import tools
 from tests.support.processes import CommandError
 from tests.support.releases import RELEASES
-from tests.system.conftest import Node, Published, Server, clear, started
+from tests.system.conftest import Node, Published, Server, clear, reachable, started
 
 pytestmark = pytest.mark.root
 
@@ -148,19 +147,6 @@ def test_two_namespaces(place: Node, server: Server, plain: Published) -> None:
     assert place.go("run", reference, *EVERYTHING)
     clear(place)
     place.containerd.namespace = first
-
-
-@contextlib.contextmanager
-def reachable(directory: Path) -> Iterator[None]:
-    """Everybody can pass the directories above meanwhile, as /run/containerd can be: pytest's are the user's alone."""
-    before = {path: path.stat().st_mode for path in (directory, *directory.parents)}
-    for path, mode in before.items():
-        path.chmod(stat.S_IMODE(mode) | 0o011)
-    try:
-        yield
-    finally:
-        for path, mode in before.items():
-            path.chmod(stat.S_IMODE(mode))
 
 
 def test_remapped_users(place: Node, plain: Published) -> None:

@@ -94,11 +94,13 @@ func (p *program) cri(arguments []string) (any, error) {
 	}
 	said.Output = string(executed.Stdout)
 	// what containerd answers here it gathers every few seconds (stats_collect_period), of its default snapshotter alone
-	for deadline := time.Now().Add(time.Minute); handler == "" && (said.Writable == 0 || said.Used == 0); time.Sleep(100 * time.Millisecond) {
+	written, measured := time.Now().UnixNano(), int64(0)
+	for deadline := time.Now().Add(time.Minute); handler == "" && (measured < written || said.Used == 0); time.Sleep(100 * time.Millisecond) {
 		stats, err := pods.ContainerStats(p.ctx, &runtime.ContainerStatsRequest{ContainerId: made.ContainerId})
 		if err != nil {
 			return nil, fmt.Errorf("ContainerStats: %w", err)
 		}
+		measured = stats.Stats.GetWritableLayer().GetTimestamp()
 		said.Writable = stats.Stats.GetWritableLayer().GetUsedBytes().GetValue()
 		used, err := images.ImageFsInfo(p.ctx, &runtime.ImageFsInfoRequest{})
 		if err != nil {

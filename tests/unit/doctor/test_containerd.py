@@ -176,3 +176,18 @@ def test_a_node_of_podman_alone_needs_no_containerd() -> None:
     stopped = check_absent("/run/c.sock", installed=True)
     assert stopped.level is Level.WARN
     assert "/run/c.sock" in stopped.text
+
+
+def test_both_configurations_must_agree_on_who_shifts_owners() -> None:
+    plain = deployed("config-2.x.toml")
+    line = '# capabilities = ["remap-ids"]'
+    assert line in plain
+    capable = plain.replace(line, line.removeprefix("# "))
+    for text, remap_ids, level in (
+        (plain, False, Level.OK),
+        (capable, True, Level.OK),
+        (plain, True, Level.FAIL),
+        (capable, False, Level.FAIL),
+    ):
+        findings = check_containerd(facts("2.2.1", text), ADDRESS, ROOT, remap_ids=remap_ids)
+        assert {each.level for each in findings if each.check == "containerd.remap-ids"} == {level}

@@ -35,10 +35,10 @@ def test_a_new_kernel_has_everything() -> None:
         (replace(NEW, fuse_device="No such device"), "kernel.fuse-device", Level.FAIL),
         (replace(NEW, init=InitIn(7, 30, 0, int(NEEDED))), "kernel.fuse-protocol", Level.FAIL),
         (replace(NEW, init=InitIn(7, 31, 0, 0)), "kernel.fuse-protocol", Level.FAIL),
-        (replace(NEW, init=InitIn(7, 38, 0, int(NEEDED))), "kernel.fuse-resend", Level.WARN),
+        (replace(NEW, init=InitIn(7, 38, 0, int(NEEDED))), "kernel.fuse-resend", Level.OK),
         (replace(NEW, init=None, release="5.3.0"), "kernel.fuse-protocol", Level.FAIL),
         (replace(NEW, init=None, release="6.1.0-21-amd64"), "kernel.fuse-protocol", Level.OK),
-        (replace(NEW, init=None, release="6.1.0-21-amd64"), "kernel.fuse-resend", Level.WARN),
+        (replace(NEW, init=None, release="6.1.0-21-amd64"), "kernel.fuse-resend", Level.OK),
         (replace(NEW, init=None, release="6.9.1"), "kernel.fuse-resend", Level.OK),
         (replace(NEW, init=None, release="home made"), "kernel.fuse-protocol", Level.WARN),
         (replace(NEW, overlay=False), "kernel.overlayfs", Level.FAIL),
@@ -66,3 +66,12 @@ def test_advice_follows_everything_that_is_wrong() -> None:
 @pytest.mark.parametrize(("release", "numbers"), [("6.1.0-21-amd64", (6, 1)), ("5.10", (5, 10)), ("none", None), ("", None)])
 def test_version(release: str, numbers: tuple[int, int] | None) -> None:
     assert version(release) == numbers
+
+
+def test_other_owners_are_looked_for_where_they_are_wanted() -> None:
+    old = replace(NEW, init=None, release="6.9.1")
+    assert "kernel.fuse-idmap" not in levels(old)
+    found = {each.check: each.level for each in check_kernel(old, remap_ids=True)}
+    assert found["kernel.fuse-idmap"] is Level.FAIL
+    recent = check_kernel(replace(old, release="6.12.0"), remap_ids=True)
+    assert {each.check: each.level for each in recent}["kernel.fuse-idmap"] is Level.OK

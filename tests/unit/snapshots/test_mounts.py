@@ -85,7 +85,7 @@ def test_inode_numbers_agree_on_stacks_of_several_file_systems(tmp_path: Path) -
     assert options == ("xino=on",)
 
     def stacked(*below: Path) -> Sequence[str]:
-        (mount,) = mounts.derive(Kind.ACTIVE, 7, below, PATHS, options)
+        (mount,) = mounts.derive(Kind.ACTIVE, 7, below, PATHS, mounts.options_for(below, PATHS, options))
         return mount.options[3:]
 
     assert stacked(mountpoint(A)) == stacked(PATHS.upper(3), mountpoint(A)) == ("xino=on",)
