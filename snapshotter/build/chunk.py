@@ -198,26 +198,33 @@ class CutChunk:
 class ChunkList(Sequence[FileChunk]):
     """A file's chunks in 41 bytes each, where objects take 200: they are kept until all of a layer is known."""
 
-    __slots__ = ("_packed",)
+    __slots__ = ("packed",)
 
     def __init__(self, chunks: Iterable[FileChunk]) -> None:
         """With these `chunks`, whose offsets and lengths fit a chunk's (`CHUNK_MAX`)."""
-        self._packed = b"".join([_PACK(chunk.digest, chunk.offset, chunk.length, chunk.compressed) for chunk in chunks])
+        self.packed = b"".join([_PACK(chunk.digest, chunk.offset, chunk.length, chunk.compressed) for chunk in chunks])
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> ChunkList:
+        """The list whose `packed` bytes these are: whoever keeps many keeps these."""
+        found = cls(())
+        found.packed = packed
+        return found
 
     def __len__(self) -> int:
-        return len(self._packed) // _REFERENCE.size
+        return len(self.packed) // _REFERENCE.size
 
     def __getitem__(self, row: int) -> FileChunk:  # type: ignore[override]  # slices are never taken
         if not 0 <= row < len(self):
             raise IndexError(row)
-        return FileChunk(*_REFERENCE.unpack_from(self._packed, row * _REFERENCE.size))
+        return FileChunk(*_REFERENCE.unpack_from(self.packed, row * _REFERENCE.size))
 
     def __iter__(self) -> Iterator[FileChunk]:
-        return starmap(FileChunk, _REFERENCE.iter_unpack(self._packed))
+        return starmap(FileChunk, _REFERENCE.iter_unpack(self.packed))
 
     def digests(self) -> Iterator[Digest]:
         """The chunks' names, in a fraction of the time that the chunks take."""
-        return map(itemgetter(0), _REFERENCE.iter_unpack(self._packed))
+        return map(itemgetter(0), _REFERENCE.iter_unpack(self.packed))
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented

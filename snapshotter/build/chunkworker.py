@@ -17,6 +17,10 @@ NUMBER_BYTES = 4
 """A slot's number, little-endian. So few bytes are read and written as one, whoever else uses the pipe."""
 
 
+_BEHIND = 5
+"""How much nicer than the build: what feeds these processes must not wait for a processor that they hold, or all run dry."""
+
+
 def main(memory: int, count: int, chunk_max: int, level: int, known: int, known_bytes: int) -> None:
     """Work until the input ends: on `count` slots in the memory of descriptor `memory`, as `Slots` says.
 
@@ -33,4 +37,5 @@ def main(memory: int, count: int, chunk_max: int, level: int, known: int, known_
 if __name__ == "__main__":
     # Who interrupts the build's process group means the build, which then ends this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_BEHIND)
     main(*map(int, sys.argv[1:]))

@@ -97,7 +97,8 @@ def layer_from_directory(
         nonlocal done
         report(Progress("read", os.fsdecode(path), done, total))
         done += content.size
-        return FileReader(content.path, content.size, content.stamp)
+        stamp, content.stamp = content.stamp, None  # the reader has it, and nobody else needs it
+        return FileReader(content.path, content.size, stamp)
 
     for content in contents:
         if not content.size:
@@ -122,7 +123,7 @@ def build_layer(root: Node, verity: Verity, *, times: bool = True) -> BuiltLayer
 def layer_message(numbering: Numbering, chunks: Sequence[Digest], verity: Verity, *, times: bool = True) -> bytes:
     """The message of a tree in walk order with these `distinct` chunks; the rest as `build_layer` has it."""
     pairs = (ChunkVerity(digest, verity(digest)) for digest in sorted(chunks))
-    return build([len(numbering.inodes)], [each_inode(numbering)], len(chunks), pairs, times=times).to_bytes()
+    return build([len(numbering.nodes)], [each_inode(numbering)], len(chunks), pairs, times=times).take_bytes()
 
 
 def distinct(numbering: Numbering) -> DigestTable:

@@ -7,10 +7,13 @@ Nothing here does I/O, and nothing recurses, so depth costs memory only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import struct
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import NewType
 
 from snapshotter.build.chunk import ChunkList
 from snapshotter.errors import CorruptError
@@ -18,13 +21,15 @@ from snapshotter.format.digest import Digest
 from snapshotter.format.model import ROOT_INO, DirEntry, FileChunk, Inode, Kind, Xattr
 from snapshotter.format.rootfs import Rootfs
 
+Stamp = NewType("Stamp", bytes)
+"""What stat(2) says of a file that nobody has written to since: inode number, and times in nanoseconds (`stamp`)."""
 
-class Stamp(NamedTuple):
-    """What stat(2) says of a file that nobody has written to since: inode number, and times in nanoseconds."""
+_STAMP = struct.Struct("<Qqq")
 
-    ino: int
-    mtime: int
-    ctime: int
+
+def stamp(ino: int, mtime: int, ctime: int) -> Stamp:
+    """A stamp, in 57 bytes; as integers they take 160, of every file of a tree."""
+    return Stamp(_STAMP.pack(ino, mtime, ctime))
 
 
 class Content:
@@ -34,22 +39,49 @@ class Content:
     stands in the builder's spool. `chunks` is None until the file is cut; an empty file needs no cutting.
     """
 
-    __slots__ = ("chunks", "offset", "path", "size", "stamp")
+    __slots__ = ("_chunks", "_directory", "_name", "offset", "size", "stamp")
 
     def __init__(
-        self, size: int, *, path: bytes = b"", stamp: Stamp | None = None, chunks: Sequence[FileChunk] | None = None
+        self,
+        size: int,
+        *,
+        directory: bytes = b"",
+        name: bytes = b"",
+        stamp: Stamp | None = None,
+        chunks: Sequence[FileChunk] | None = None,
     ) -> None:
+        """The file `name` of `directory`, if it is one on disk."""
         self.size = size
-        self.path = path
+        self._directory = directory
+        self._name = name
         self.stamp = stamp
         self.offset = 0
         self.chunks = chunks if size or chunks is not None else ()
+
+    @property
+    def path(self) -> bytes:
+        """Made when it is asked for: all the paths of a tree take as much memory as its nodes."""
+        return self._directory + b"/" + self._name
+
+    @property
+    def chunks(self) -> Sequence[FileChunk] | None:
+        """See the class."""
+        chunks = self._chunks
+        return ChunkList.unpack(chunks) if isinstance(chunks, bytes) else chunks
+
+    @chunks.setter
+    def chunks(self, chunks: Sequence[FileChunk] | None) -> None:
+        self._chunks: bytes | Sequence[FileChunk] | None = chunks.packed if isinstance(chunks, ChunkList) else chunks
+
+
+_NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 class Node:
     """One inode of the tree; the fields mean what they mean in `format.model.Inode`.
 
-    A directory has `children`, by name; nothing else has. A regular file has `content`; nothing else has.
+    A directory has `children`, by name; nothing else has. A regular file has `content`; nothing else has. `xattrs` are put in
+    the place of others, never changed: most nodes share the empty ones.
     """
 
     __slots__ = (
@@ -79,7 +111,7 @@ class Node:
         device: tuple[int, int] = (0, 0),
         target: bytes | None = None,
         content: Content | None = None,
-        xattrs: dict[bytes, bytes] | None = None,
+        xattrs: Mapping[bytes, bytes] | None = None,
     ) -> None:
         self.kind = kind
         self.permissions = permissions
@@ -90,7 +122,7 @@ class Node:
         self.device = device
         self.target = target
         self.content = content
-        self.xattrs: dict[bytes, bytes] = {} if xattrs is None else xattrs
+        self.xattrs: Mapping[bytes, bytes] = xattrs or _NO_XATTRS
         self.look_below = True
         self.children: dict[bytes, Node] | None = {} if kind is Kind.DIR else None
 
@@ -112,7 +144,7 @@ class Node:
             device=self.device,
             target=self.target,
             content=self.content,
-            xattrs=dict(self.xattrs),
+            xattrs=self.xattrs,
         )
         node.look_below = self.look_below
         return node
@@ -120,24 +152,36 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """A tree in walk order: every inode once, with its number, ascending; and for every directory its entries in name order."""
+    """A tree in walk order: every inode once, with its number, ascending; in columns, since a tree can have millions."""
 
-    inodes: Sequence[tuple[int, Node]]
-    entries: Sequence[Sequence[DirEntry]]
-    """As many as `inodes`; empty for what is not a directory."""
+    numbers: Sequence[int]
+    nodes: Sequence[Node]
+    """As many as `numbers`."""
+    named: Sequence[int]
+    """The numbers that names lead to, those of one directory after those of the other, in the order of the names."""
+    places: Mapping[int, int]
+    """Where in `named` those of a directory begin, by the directory's place in `nodes`."""
     directories: Sequence[int]
-    """For every directory, as they are visited, the place in `inodes` of the first one that has its first name there."""
+    """For every directory, as they are visited, the place in `nodes` of the first one that has its first name there."""
+
+    def entries(self, place: int) -> Sequence[DirEntry]:
+        """The entries of the node in `place`, in the order of their names; of what is no directory, none."""
+        children = self.nodes[place].children
+        if children is None:
+            return ()
+        start = self.places[place]
+        return list(map(DirEntry, self.named[start : start + len(children)], sorted(children)))
 
     def contents(self) -> Iterator[Content]:
         """The files' contents, each once, in the order in which they form the data stream."""
-        for _, node in self.inodes:
+        for node in self.nodes:
             if node.content is not None:
                 yield node.content
 
     def contents_by_directory(self) -> Iterator[Sequence[Content]]:
         """`contents`, those of each directory together."""
-        for start, end in pairwise([*self.directories, len(self.inodes)]):
-            found = [node.content for _, node in self.inodes[start:end] if node.content is not None]
+        for start, end in pairwise([*self.directories, len(self.nodes)]):
+            found = [node.content for node in self.nodes[start:end] if node.content is not None]
             if found:
                 yield found
 
@@ -152,30 +196,31 @@ def number(root: Node) -> Numbering:
     Raises:
         CorruptError: a directory has two parents, so this is no tree.
     """
-    numbers: dict[int, int] = {id(root): ROOT_INO}
-    order: list[tuple[int, Node]] = [(ROOT_INO, root)]
-    entries: dict[int, Sequence[DirEntry]] = {}
+    known: dict[int, int] = {id(root): ROOT_INO}
+    numbers, nodes = array("Q", (ROOT_INO,)), [root]
+    named = array("Q")
+    places: dict[int, int] = {}
     following = ROOT_INO + 1
-    starts = []
-    pending = [root]
+    starts = array("Q")
+    pending = [0]
     while pending:
-        directory = pending.pop()
-        starts.append(len(order))
-        found = []
+        place = pending.pop()
+        starts.append(len(nodes))
+        places[place] = len(named)
         below = []
-        for name, node in sorted(directory.names().items()):
-            ino = numbers.setdefault(id(node), following)
+        for name, node in sorted(nodes[place].names().items()):
+            ino = known.setdefault(id(node), following)
             if ino == following:
-                order.append((ino, node))
                 if node.children is not None:
-                    below.append(node)
+                    below.append(len(nodes))
+                numbers.append(ino)
+                nodes.append(node)
             elif node.children is not None:
                 raise CorruptError(f"directory {name!r} has more than one parent")
-            found.append(DirEntry(ino, name))
+            named.append(ino)
             following += 1
-        entries[id(directory)] = found
         pending.extend(reversed(below))
-    return Numbering(order, [entries.get(id(node), ()) for _, node in order], starts)
+    return Numbering(numbers, nodes, named, places, starts)
 
 
 def inodes(numbering: Numbering) -> list[Inode]:
@@ -185,8 +230,8 @@ def inodes(numbering: Numbering) -> list[Inode]:
 
 def each_inode(numbering: Numbering) -> Iterator[Inode]:
     """`inodes`, one by one."""
-    for (ino, node), found in zip(numbering.inodes, numbering.entries, strict=True):
-        yield inode(ino, node, found)
+    for place, (ino, node) in enumerate(zip(numbering.numbers, numbering.nodes, strict=True)):
+        yield inode(ino, node, numbering.entries(place))
 
 
 def inode(ino: int, node: Node, entries: Sequence[DirEntry] = ()) -> Inode:

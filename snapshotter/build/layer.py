@@ -39,6 +39,7 @@ SYMLINK_MAX = 4095  # PATH_MAX less the final NUL
 ID_MAX = (1 << 32) - 2  # the last one means "no change" to chown(2)
 DEVICE_MAX = ((1 << 12) - 1, (1 << 20) - 1)  # major, minor: what the kernel's dev_t holds
 
+_CAPABILITY = b"security.capability"
 _WHITEOUT = b".wh."
 _META = b".wh..wh."
 _OPAQUE = b".wh..wh..opq"
@@ -238,7 +239,7 @@ class _Layer:
                     f" {len(value)} bytes"
                 )
             self._account(len(key) + len(value))
-            node.xattrs[key] = value
+            node.xattrs = {**node.xattrs, key: value}
 
     def _account(self, count: int) -> None:
         self._attribute_bytes += count
@@ -249,8 +250,8 @@ class _Layer:
 def _change(node: Node, header: TarHeader) -> None:
     """What chown, chmod and utimensat do with a member's header; for a hard link they change the inode that it links to."""
     node.uid, node.gid = _owner(header)
-    if node.kind is not Kind.DIR:
-        node.xattrs.pop(b"security.capability", None)  # the kernel drops it when a file's owner is set
+    if node.kind is not Kind.DIR and _CAPABILITY in node.xattrs:  # the kernel drops it when a file's owner is set
+        node.xattrs = {key: value for key, value in node.xattrs.items() if key != _CAPABILITY}
     if node.kind is not Kind.LNK:
         node.permissions = header.mode & 0o7777
     node.mtime, node.mtime_nsec = _time(header)

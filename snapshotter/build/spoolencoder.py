@@ -29,6 +29,11 @@ _PATIENCE = 1.0
 """Seconds after which it is looked whether the processes that work on what is waited for are alive."""
 
 
+_AHEAD = 8
+"""Slots beside two for each process. Where a layer has nothing but small files, which are cut later, none is filled: the
+processes then live on those that wait."""
+
+
 class SpoolEncoder:
     """Takes chunks for `spool`, and puts each one's `CutChunk` into the list that it came for."""
 
@@ -51,7 +56,7 @@ class SpoolEncoder:
         self._known = b"".join(sorted(known))
         self._workers = workers or os.cpu_count() or 1
         self._chunk_max = chunk_max
-        self._count = 2 * self._workers + 2
+        self._count = 2 * self._workers + _AHEAD
         self._memory = os.memfd_create("chunks")
         self._slots = Slots(self._memory, self._count, chunk_max)
         self._number = 0  # of the slot that is being filled

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Collection
 
-from snapshotter.build.entries import Content, Node, Stamp
+from snapshotter.build.entries import Content, Node, Stamp, stamp
 from snapshotter.errors import FailedPreconditionError, InvalidError, NotFoundError, UnavailableError
 from snapshotter.format.model import Kind
 
@@ -51,7 +51,7 @@ def walk(path: str | bytes | os.PathLike[str], *, every_xattr: bool = False) -> 
         raise InvalidError(f"{os.fsdecode(top)} is not a directory")
     device = status.st_dev
     dropped = () if every_xattr else _DROPPED
-    root = _node(top + b"/.", status, dropped)
+    root = _node(top, b".", status, dropped)
     pending = [(top, root, device)]
     linked: dict[tuple[int, int], Node] = {}
     while pending:
@@ -71,7 +71,7 @@ def walk(path: str | bytes | os.PathLike[str], *, every_xattr: bool = False) -> 
             identity = (status.st_dev, status.st_ino)
             node = linked.get(identity)
             if node is None:
-                node = _node(place, status, dropped)
+                node = _node(directory, name, status, dropped)
                 if node.kind is Kind.DIR:
                     # In a mounted directory its own entries are taken, but what lies deeper is left out.
                     if here == device:
@@ -82,7 +82,8 @@ def walk(path: str | bytes | os.PathLike[str], *, every_xattr: bool = False) -> 
     return root
 
 
-def _node(path: bytes, status: os.stat_result, dropped: Collection[bytes]) -> Node:
+def _node(directory: bytes, name: bytes, status: os.stat_result, dropped: Collection[bytes]) -> Node:
+    path = directory + b"/" + name
     kind = _KINDS[stat.S_IFMT(status.st_mode)]
     seconds, nanoseconds = divmod(status.st_mtime_ns, 1_000_000_000)
     node = Node(
@@ -95,7 +96,7 @@ def _node(path: bytes, status: os.stat_result, dropped: Collection[bytes]) -> No
         xattrs=_xattrs(path, dropped),
     )
     if kind is Kind.FILE:
-        node.content = Content(status.st_size, path=path, stamp=_stamp(status))
+        node.content = Content(status.st_size, directory=directory, name=name, stamp=_stamp(status))
     elif kind is Kind.LNK:
         try:
             node.target = os.readlink(path)
@@ -107,7 +108,7 @@ def _node(path: bytes, status: os.stat_result, dropped: Collection[bytes]) -> No
 
 
 def _stamp(status: os.stat_result) -> Stamp:
-    return Stamp(status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+    return stamp(status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _xattrs(path: bytes, dropped: Collection[bytes]) -> dict[bytes, bytes]:

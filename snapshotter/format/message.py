@@ -17,6 +17,7 @@ Pointer encodings are those of the Cap'n Proto encoding specification. Places ar
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator, Sequence
 
@@ -172,6 +173,16 @@ class MessageBuilder:
     def to_bytes(self) -> bytes:
         """`parts` as one."""
         return b"".join(self.parts())
+
+    def take_bytes(self) -> bytes:
+        """`to_bytes`, once: each segment is let go of as soon as it is copied, so that a large message is not there twice."""
+        whole = io.BytesIO()
+        for part in self.parts():
+            whole.write(part)
+            if isinstance(part, bytearray):
+                part.clear()
+        self._segments.clear()
+        return whole.getvalue()
 
     def _allocate(self, segment: Segment, at: int, words: int, kind: int, size: int) -> tuple[Segment, int]:
         """Take `words` words for the pointer in word `at`, write it (low bits `kind`, upper half `size`); where they are."""

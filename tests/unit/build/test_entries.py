@@ -27,8 +27,8 @@ def numbered(root: Node) -> dict[str, list[int]]:
     """Entries by directory number."""
     numbering = number(root)
     return {
-        str(ino): [entry.ino for entry in found]
-        for (ino, node), found in zip(numbering.inodes, numbering.entries, strict=True)
+        str(ino): [entry.ino for entry in numbering.entries(place)]
+        for place, (ino, node) in enumerate(zip(numbering.numbers, numbering.nodes, strict=True))
         if node.kind is Kind.DIR
     }
 
@@ -44,14 +44,14 @@ def test_a_second_name_keeps_the_number_and_consumes_one() -> None:
     shared = Node(Kind.FIFO)
     root = directory(a=shared, b=shared, c=Node(Kind.FIFO))
     assert numbered(root) == {"1": [2, 2, 4]}
-    assert [ino for ino, _ in number(root).inodes] == [1, 2, 4]
+    assert list(number(root).numbers) == [1, 2, 4]
 
 
 def test_names_are_in_the_order_of_their_bytes() -> None:
     root = Node(Kind.DIR)
     for name in (b"b", b"\xff", b"B", b"a.b", b"a", b"a-dir"):
         root.names()[name] = Node(Kind.FIFO)
-    assert [entry.name for entry in number(root).entries[0]] == [b"B", b"a", b"a-dir", b"a.b", b"b", b"\xff"]
+    assert [entry.name for entry in number(root).entries(0)] == [b"B", b"a", b"a-dir", b"a.b", b"b", b"\xff"]
 
 
 @pytest.mark.parametrize("case", ["basic", "large-directory", "empty", "one-empty-file", "mixed-zstd"])
@@ -94,7 +94,7 @@ def test_depth_is_no_limit() -> None:
         child = Node(Kind.DIR)
         node.names()[b"d"] = child
         node = child
-    assert number(root).inodes[-1][0] == 5001
+    assert number(root).numbers[-1] == 5001
 
 
 def test_a_directory_with_two_parents_is_refused() -> None:
