@@ -9,12 +9,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bench.corpus import wheels
+from bench.corpus import small, wheels
 from bench.corpus.debian import CORPUS
 from bench.observation import Observed, observed
 from bench.report import Section, Table, publish
@@ -35,14 +35,15 @@ MEMORY = Path("/dev/shm")  # noqa: S108  a file system in memory, for what shall
 PUZZLEFS = Path(sys.executable).with_name("puzzlefs")
 
 METHOD = """
-`science` is the image of `make demo` with tensorflow-cpu, SciPy, pyarrow and OpenCV installed by pip, `learning` has PyTorch,
-Triton, cuBLAS and cuDNN besides (versions: `bench/corpus/wheels.py`). `convert --level 3` reads the tree as one uncompressed
-tar layer of an OCI layout; `build` reads the tree itself, whose chunks it stores as they are. The input is in the page cache.
-*Disk*: the result goes to the disk that the input is on, written through (fsync) before the command ends; *memory*: to a
-tmpfs, which takes it as fast as it comes. Nothing of the image was known before. Rates are bytes of the tar, or of the tree's
-files, by the clock. Memory is looked at every 0.1 s: the largest resident set of a process (VmHWM), and all processes of the
-command together (PSS: what they share counts once). Turns: {turns}; the median; of several, in
-brackets, the slowest and the fastest.
+`science` is the image of `make demo` with tensorflow-cpu, SciPy, pyarrow and OpenCV installed by pip, `learning` has
+PyTorch, Triton, cuBLAS and cuDNN besides (versions: `bench/corpus/wheels.py`). `convert --level 3` reads the tree as
+one uncompressed tar layer of an OCI layout; `build` reads the tree itself, whose chunks it stores as they are. The
+input is in the page cache. *Disk*: the result goes to the disk that the input is on, written through (fsync) before the
+command ends; *memory*: to a tmpfs, which takes it as fast as it comes. The small files have 50 to 270 bytes, a hundred
+are in a directory. Nothing of the image was known before. Rates are bytes of the tar, or of the tree's files, by the
+clock. Memory is looked at every 0.1 s: the largest resident set of a process (VmHWM), and all processes of the command
+together (PSS: what they share counts once). Turns: {turns}; the median; of several, in brackets, the slowest and the
+fastest.
 
 A layer is opened as the daemon opens one that was fetched: decompressed, checked by sha256 and fs-verity digest, and its root
 found; {opened} turns. It has the inodes of `science` several times over, each time with other chunks.
@@ -51,10 +52,19 @@ found; {opened} turns. It has the inodes of `science` several times over, each t
 
 def image_of(tree: Path, layout: Path) -> int:
     """An image with `tree` as its one layer, not compressed; the layer's bytes."""
+
+    def write(tar: Path) -> None:
+        run("tar", "-C", tree, "--sort=name", "--numeric-owner", "--xattrs", "-cf", tar, ".", timeout=600)
+
+    return image_with(write, layout)
+
+
+def image_with(write: Callable[[Path], None], layout: Path) -> int:
+    """An image with the tar that `write` writes as its one layer; the layer's bytes."""
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     tar = blobs / "layer"
-    run("tar", "-C", tree, "--sort=name", "--numeric-owner", "--xattrs", "-cf", tar, ".", timeout=600)
+    write(tar)
     with tar.open("rb") as file:
         name = hashlib.file_digest(file, "sha256").hexdigest()
     size = tar.stat().st_size
@@ -125,8 +135,29 @@ def rates(names: Sequence[str], turns: int) -> Table:
         # A file for each chunk, which the disk would take longer to write than anything here.
         rows.append(row(f"build, {name}, memory", files, measure(("build", tree), "{}:x", MEMORY, turns)))
         print(*rows[-1], flush=True)
+    rows += small_files(turns)
     headings = ["", "input", "time", "rate", "processor", "largest process", "all together"]
     return Table("Build rate and memory", headings, rows)
+
+
+def small_files(turns: int) -> list[list[str]]:
+    """The same of very many small files, all in memory."""
+    name = f"{small.FILES:,} small files, memory"
+    rows = []
+    with _place(MEMORY) as work:
+        tar = image_with(small.write, work / "source")
+        convert = ("convert", "--level", "3", f"oci:{work / 'source'}:x")
+        rows.append(row(f"convert, {name}", tar, measure(convert, "oci:{}:x", MEMORY, turns)))
+        print(*rows[-1], flush=True)
+        tree = work / "tree"
+        tree.mkdir()
+        layer = max((work / "source" / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+        run("tar", "-C", tree, "-xf", layer, timeout=600)
+        files = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+        for what, options in (("build", ()), ("build --upstream", ("--upstream",))):
+            rows.append(row(f"{what}, {name}", files, measure(("build", *options, tree), "{}:x", MEMORY, turns)))
+            print(*rows[-1], flush=True)
+    return rows
 
 
 def many_inodes(message: bytes) -> bytes:

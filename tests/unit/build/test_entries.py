@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from snapshotter.build.chunk import ChunkList
 from snapshotter.build.entries import Content, Node, from_rootfs, inodes, number
 from snapshotter.errors import CorruptError
 from snapshotter.format.model import FileChunk, Kind, RootfsContent
@@ -127,3 +128,21 @@ def test_a_tree_survives_its_message() -> None:
     rootfs = Rootfs.open(encode(RootfsContent((listed,), ())))
     assert inodes(number(from_rootfs(rootfs))) == listed
     rootfs.close()
+
+
+def test_numbers_of_names_are_those_of_their_inodes() -> None:
+    shared = Node(Kind.FIFO)
+    root = directory(a=shared, b=directory(x=shared, y=Node(Kind.FIFO)))
+    numbering = number(root)
+    found = [[(entry.ino, entry.name) for entry in numbering.entries(place)] for place in range(len(numbering.nodes))]
+    assert list(numbering.numbers) == [1, 2, 3, 5]
+    assert found == [[(2, b"a"), (3, b"b")], [], [(2, b"x"), (5, b"y")], []]
+
+
+def test_a_files_chunks_are_kept_packed_and_come_back_as_they_were() -> None:
+    content = Content(7, directory=b"/srv/tree", name=b"f")
+    assert (content.path, content.chunks) == (b"/srv/tree/f", None)
+    chunks = [FileChunk(b"d" * 32, 3, 5), FileChunk(b"e" * 32, 0, 2, compressed=True)]
+    content.chunks = ChunkList(chunks)
+    assert list(content.chunks or ()) == chunks
+    assert list(Content(0).chunks or ()) == []
