@@ -65,6 +65,7 @@ class Started(GivesOn):
 
     def __init__(self, inner: ChunkStore, window: StartWindow) -> None:
         self._inner = inner
+        self._near: AtHand | None = inner if isinstance(inner, AtHand) else None  # asking that takes longer than the answer
         self._window = window
 
     @property
@@ -77,11 +78,11 @@ class Started(GivesOn):
         return self._inner.get(wanted)
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
-        return self._inner.at_hand(wanted) if isinstance(self._inner, AtHand) else None
+        return None if self._near is None else self._near.at_hand(wanted)
 
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         self._window.begin()
-        return self._inner.local(wanted) if isinstance(self._inner, AtHand) else None
+        return None if self._near is None else self._near.local(wanted)
 
     def has(self, digest: Digest) -> bool:
         return self._inner.has(digest)
