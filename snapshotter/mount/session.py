@@ -11,17 +11,16 @@ are in memory, `read` in any case, where waiting does no harm.
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from snapshotter.chunkstore.base import AtHand, ChunkStore, Foreseeing
 from snapshotter.errors import CorruptError, NotFoundError, UnsupportedError
-from snapshotter.format.model import ROOT_INO
 from snapshotter.mount import wire
 from snapshotter.mount.errnos import errno_of
+from snapshotter.mount.listing import Listing, Walk, records
 from snapshotter.mount.loading import Loading
 from snapshotter.mount.pieces import BATCH_CHUNKS, Ask, read_if_there, read_pieces
 from snapshotter.mount.places import Places
@@ -39,10 +38,10 @@ AT_HAND_MAX = 256 << 10
 AHEAD_MAX = 64 << 10
 """Bytes of the next file of a scan that are looked for ahead: reading and hashing them takes 50 µs, about what a reader takes
 from one file to the next."""
-_COOKIE_DOT = 1
-_COOKIE_DOTDOT = 2
-_DIRECTORY = 0o040000
+WHOLE_MAX = 16 << 10
+"""Bytes of the longest next file of a scan whose answer is made ahead: every mount may keep one."""
 
+_NO_FILE: tuple[int | None, bytes] = (None, b"")
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +97,10 @@ class Session:
         self._loading = Loading(tree, self._places, self._foreseeing, store.has) if self._foreseeing is not None else None
         self._on_failure = on_failure
         self._readers = Readers()
+        self._next_file = _NO_FILE  # which is going to be read, and all that it holds
+        self._walk = Walk()
+        self._listing: Listing | None = None  # what was listed last
+        self._ahead: Listing | None = None  # what is going to be, or some of it
         self._sweeping = threading.Lock()
         self._sweep: Sweep | None = None
 
@@ -151,20 +154,35 @@ class Session:
         """The answer to a READ, if it is short and all its chunks are in memory. Never raises, and never waits."""
         if self._near is None or job.size > AT_HAND_MAX or job.ahead:
             return None
+        ino, content = self._next_file
+        if ino == job.ino and not job.offset and len(content) <= job.size:
+            return [wire.pack_header(job.unique, len(content)), content]
         return self._if_there(job, self._near.at_hand, BATCH_CHUNKS)
 
     def look_ahead(self) -> None:
-        """Have in memory what a scan reads next, if there is one: for the moments in which nobody asks anything.
+        """Have in memory what a scan reads next, or some of what a walk lists next: for moments in which nobody asks anything.
 
-        For the thread that calls `at_hand`. Takes as long as a read of `AHEAD_MAX` bytes at hand, waits for nothing and never
-        raises; what is found is checked and kept like all that is read.
+        For the thread that calls `handle`, once after each request. Takes as long as a read of `AHEAD_MAX` bytes at hand, waits
+        for nothing and never raises; what is found is checked and kept like all that is read.
         """
         after = self._readers.take()
-        if after is None or self._near is None:
+        if after is not None and self._near is not None:
+            self._next_file = _NO_FILE
+            ino = self.tree.next_file(after, SCAN_STEP)
+            if ino is not None:
+                found = self._if_there(ReadJob(0, ino, 0, AHEAD_MAX, 0), self._near.at_hand, BATCH_CHUNKS)
+                if found is not None and sum(map(len, found[1:])) <= WHOLE_MAX:
+                    self._next_file = (ino, b"".join(found[1:]))
             return
-        ino = self.tree.next_file(after, SCAN_STEP)
-        if ino is not None:
-            self._if_there(ReadJob(0, ino, 0, AHEAD_MAX, 0), self._near.at_hand, BATCH_CHUNKS)
+        if self._ahead is None:
+            directory = self._walk.take()
+            if directory is None:
+                return
+            self._ahead = Listing(self.tree, directory)
+        try:
+            self._ahead.extend()
+        except Exception:  # the same comes to light when it is listed
+            self._ahead = None
 
     def read_local(self, job: ReadJob) -> Buffers | None:
         """The answer to a READ, if the chunks are kept on this machine; waits for its disk. Never raises."""
@@ -274,35 +292,22 @@ class Session:
 
     def _readdir(self, request: Request) -> bytes:
         offset, size = wire.parse_read(request)
-        return wire.join_records(self._records(request.nodeid, offset, plus=False), size)
+        return wire.join_records(records(self.tree, request.nodeid, offset, plus=False), size)
 
     def _readdirplus(self, request: Request) -> bytes:
         offset, size = wire.parse_read(request)
-        return wire.join_records(self._records(request.nodeid, offset, plus=True), size)
-
-    def _records(self, ino: int, offset: int, *, plus: bool) -> Iterator[bytes]:
-        tree = self.tree
-        entries = tree.entries(ino)
-        # An entry for . or .. carries no node: the kernel ignores it there (fuse_direntplus_link).
-        blank = wire.NO_ENTRY if plus else b""
-        if offset < _COOKIE_DOT:
-            yield blank + wire.pack_dirent(ino, _DIRECTORY, _COOKIE_DOT, b".")
-        if offset < _COOKIE_DOTDOT:
-            parent = ino if ino == ROOT_INO else wire.UNKNOWN_INO
-            yield blank + wire.pack_dirent(parent, _DIRECTORY, _COOKIE_DOTDOT, b"..")
-        cookie = max(offset, _COOKIE_DOTDOT)
-        for entry in itertools.islice(entries, cookie - _COOKIE_DOTDOT, None):
-            cookie += 1
-            try:
-                attributes = tree.entry_attributes(entry)
-            except (CorruptError, NotFoundError):
-                # The name is listed, and who asks for it gets the error. (glibc leaves entries with number 0 out.)
-                yield blank + wire.pack_dirent(entry.ino or wire.UNKNOWN_INO, 0, cookie, entry.name)
-                continue
-            if plus:
-                yield wire.pack_direntplus(attributes, cookie, entry.name)
-            else:
-                yield wire.pack_dirent(entry.ino, attributes.mode, cookie, entry.name)
+        ino = request.nodeid
+        listing, self._listing = self._listing, None  # one that fails is not gone on with
+        if not offset:
+            ahead, self._ahead = self._ahead, None
+            listing = ahead if ahead is not None and ahead.ino == ino else Listing(self.tree, ino)
+        elif listing is None or listing.ino != ino:  # somebody else began to list another one meanwhile
+            return wire.join_records(records(self.tree, ino, offset, plus=True), size)
+        answer = listing.take(offset, size)
+        self._listing = listing
+        if not answer:
+            self._walk.listed(ino, listing.directories)
+        return answer
 
     def _statfs(self, request: Request) -> bytes:
         return wire.pack_statfs_out(*self.tree.statfs())

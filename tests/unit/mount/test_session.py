@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter.chunkstore.base import ChunkRef
-from snapshotter.errors import UnavailableError
+from snapshotter.errors import CorruptError, UnavailableError
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.rootfs import Rootfs
@@ -19,7 +19,7 @@ from snapshotter.format.writer import encode
 from snapshotter.mount import wire
 from snapshotter.mount.pieces import BATCH_CHUNKS
 from snapshotter.mount.scan import SCAN_LENGTH, SWEEP_LENGTH
-from snapshotter.mount.session import Buffers, Failure, Interrupt, ReadJob, Session
+from snapshotter.mount.session import WHOLE_MAX, Buffers, Failure, Interrupt, ReadJob, Session
 from snapshotter.mount.sweep import WINDOW_FIRST
 from snapshotter.mount.tree import Tree
 from snapshotter.mount.wire import InitFlag, Negotiated, Opcode
@@ -191,10 +191,38 @@ def test_the_next_file_of_a_scan_is_looked_for_once() -> None:
     session.look_ahead()
     session.look_ahead()
     assert store.tried == [sha256(contents[SCAN_LENGTH + 1][0])]
+    store.tried.clear()
+    answer = session.at_hand(begun(session, 12 + 2 * SCAN_LENGTH))
+    assert answer is not None
+    assert (reply(b"".join(answer)), store.tried) == ((0, contents[SCAN_LENGTH + 1][0]), []), "its answer is there already"
     session.at_hand(begun(session, 10))
     store.tried.clear()
     session.look_ahead()
     assert store.tried == [], "somebody went back"
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 3), (2, 4096), (2, 3)])
+def test_a_part_of_the_next_file_is_no_more_than_asked_for(offset: int, size: int) -> None:
+    contents = [[b"content of %d" % number] for number in range(10)]
+    session, _ = files_session(contents)
+    for number in range(SCAN_LENGTH + 1):
+        session.at_hand(begun(session, 10 + 2 * number))
+    session.look_ahead()
+    answer = session.at_hand(ReadJob(77, 12 + 2 * SCAN_LENGTH, offset, size, 0))
+    assert answer is not None
+    assert reply(b"".join(answer)) == (0, contents[SCAN_LENGTH + 1][0][offset : offset + size])
+
+
+def test_of_a_long_next_file_no_answer_is_kept() -> None:
+    contents = [[bytes([number]) * (WHOLE_MAX + 1)] for number in range(10)]
+    session, store = files_session(contents)
+    for number in range(SCAN_LENGTH + 1):
+        session.at_hand(begun(session, 10 + 2 * number, 1 << 17))
+    session.look_ahead()
+    store.tried.clear()
+    answer = session.at_hand(ReadJob(77, 12 + 2 * SCAN_LENGTH, 0, 1 << 17, 0))
+    assert answer is not None
+    assert (reply(b"".join(answer))[1], len(store.tried)) == (contents[SCAN_LENGTH + 1][0], 1)
 
 
 class Guessing(Near):
@@ -313,6 +341,50 @@ def listing(session: Session, opcode: int, size: int) -> list[bytes]:
 def test_directories_are_read_in_steps(opcode: Opcode, size: int) -> None:
     session, _, _ = make_session()
     assert listing(session, opcode, size) == [b".", b"..", b"dir", b"file", b"link", b"missing"]
+
+
+def test_what_a_walk_lists_next_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _, failures = make_session()
+    session.look_ahead()
+    listing(session, Opcode.READDIRPLUS, 4096)
+    for _ in range(4):
+        session.look_ahead()
+    with monkeypatch.context() as patch:
+        patch.setattr(session.tree, "entries", pytest.fail)
+        assert ask(session, Opcode.READDIRPLUS, read_body(0, 4096), nodeid=5)[0] == 0
+        assert ask(session, Opcode.READDIRPLUS, read_body(2, 4096), nodeid=5) == (0, b"")
+        session.look_ahead()
+    assert listing(session, Opcode.READDIRPLUS, 4096) == [b".", b"..", b"dir", b"file", b"link", b"missing"]
+    assert failures == []
+
+
+def test_a_listing_that_fails_ahead_fails_only_whoever_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _, failures = make_session()
+    whole = listing(session, Opcode.READDIRPLUS, 4096)
+
+    def fail(ino: int) -> Sequence[DirEntry]:
+        raise CorruptError(f"inode {ino} is broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.tree, "entries", fail)
+        session.look_ahead()
+        session.look_ahead()
+        assert failures == []
+        for _ in range(2):
+            assert ask(session, Opcode.READDIRPLUS, read_body(0, 4096), nodeid=5)[0] == errno.EIO
+    assert len(failures) == 2
+    assert ask(session, Opcode.READDIRPLUS, read_body(0, 4096), nodeid=5)[0] == 0
+    assert listing(session, Opcode.READDIRPLUS, 4096) == whole
+
+
+def test_two_who_list_at_the_same_time_get_each_what_they_ask_for() -> None:
+    session, _, _ = make_session()
+    alone = listing(session, Opcode.READDIRPLUS, 160)
+    ask(session, Opcode.READDIRPLUS, read_body(0, 160))
+    ask(session, Opcode.READDIRPLUS, read_body(0, 160), nodeid=5)
+    assert ask(session, Opcode.READDIRPLUS, read_body(1, 160))[1] != b""
+    assert ask(session, Opcode.READDIRPLUS, read_body(2, 160), nodeid=5) == (0, b"")
+    assert listing(session, Opcode.READDIRPLUS, 160) == alone
 
 
 def test_readdirplus_gives_no_inode_where_there_is_none() -> None:
