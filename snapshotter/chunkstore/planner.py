@@ -7,7 +7,7 @@ that moves forward through the pack, which is in walk order, has what follows fe
 How far ahead is a share of how far it has come (`Limits.share`): a start reads some libraries from front to back and stops at
 their ends, so what is read ahead in vain stays a share of what was read, while a reader of everything soon has the longest
 window. Nothing is read ahead of a first read (`Limits.window_first`): what a start reads next is better told from the files
-(`mount.companions`), and where a round trip costs more than a chunk, the link's own figures say so (`link`).
+(`mount.foresight.companions`), and where a round trip costs more than a chunk, the link's own figures say so (`link`).
 """
 
 from __future__ import annotations

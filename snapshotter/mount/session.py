@@ -20,12 +20,12 @@ from snapshotter.chunkstore.base import AtHand, ChunkStore, Foreseeing
 from snapshotter.errors import CorruptError, NotFoundError, UnsupportedError
 from snapshotter.mount import wire
 from snapshotter.mount.errnos import errno_of
+from snapshotter.mount.foresight.loading import Loading
+from snapshotter.mount.foresight.places import Places
+from snapshotter.mount.foresight.scan import SCAN_LENGTH, SCAN_STEP, SWEEP_LENGTH, Readers
+from snapshotter.mount.foresight.sweep import Sweep
 from snapshotter.mount.listing import Listing, Walk, records
-from snapshotter.mount.loading import Loading
 from snapshotter.mount.pieces import BATCH_CHUNKS, Ask, read_if_there, read_pieces
-from snapshotter.mount.places import Places
-from snapshotter.mount.scan import SCAN_LENGTH, SCAN_STEP, SWEEP_LENGTH, Readers
-from snapshotter.mount.sweep import Sweep
 from snapshotter.mount.tree import Tree
 from snapshotter.mount.wire import Negotiated, Opcode, Request
 

@@ -26,8 +26,8 @@ from snapshotter.format.compression import Codec, compress, decode_chunk, decode
 from snapshotter.format.model import CHUNK_MAX, NAME_MAX, ChunkVerity, DirEntry, Kind
 from snapshotter.format.pack import FOOTER_SIZE, HEADER, PackIndex, parse_footer
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.mount import companions, elf, pyc, pyso, pysource
-from snapshotter.mount.places import Places
+from snapshotter.mount.foresight import companions, elf, pyc, pyso, pysource
+from snapshotter.mount.foresight.places import Places
 from snapshotter.mount.tree import Tree
 from snapshotter.registry import peerprotocol, reference
 from snapshotter.registry.documents import is_index, manifest_type, parse_object

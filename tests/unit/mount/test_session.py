@@ -17,10 +17,10 @@ from snapshotter.format.model import DirEntry, FileChunk, Inode, Kind, RootfsCon
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
 from snapshotter.mount import wire
+from snapshotter.mount.foresight.scan import SCAN_LENGTH, SWEEP_LENGTH
+from snapshotter.mount.foresight.sweep import WINDOW_FIRST
 from snapshotter.mount.pieces import BATCH_CHUNKS
-from snapshotter.mount.scan import SCAN_LENGTH, SWEEP_LENGTH
 from snapshotter.mount.session import WHOLE_MAX, Buffers, Failure, Interrupt, ReadJob, Session
-from snapshotter.mount.sweep import WINDOW_FIRST
 from snapshotter.mount.tree import Tree
 from snapshotter.mount.wire import InitFlag, Negotiated, Opcode
 from tests.support.chunks import StubStore

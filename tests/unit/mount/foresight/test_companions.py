@@ -8,10 +8,17 @@ from typing import ClassVar
 import pytest
 
 from snapshotter.format.digest import Digest, sha256
-from snapshotter.mount import companions, elf
-from snapshotter.mount.companions import AROUND_DOUBLED, AROUND_FIRST, NEIGHBOUR, NEIGHBOURS_BYTES, SEGMENTS_MAX, SMALL_FILE
-from snapshotter.mount.loading import LIBRARY_CODE, PROGRAM_CODE, Loading
-from snapshotter.mount.places import Places
+from snapshotter.mount.foresight import companions, elf
+from snapshotter.mount.foresight.companions import (
+    AROUND_DOUBLED,
+    AROUND_FIRST,
+    NEIGHBOUR,
+    NEIGHBOURS_BYTES,
+    SEGMENTS_MAX,
+    SMALL_FILE,
+)
+from snapshotter.mount.foresight.loading import LIBRARY_CODE, PROGRAM_CODE, Loading
+from snapshotter.mount.foresight.places import Places
 from tests.support.foresight import Files, Foreseeing, make_tree, names, numbered, parts
 from tests.support.modules import compiled
 from tests.support.programs import EH_FRAME, LOAD, RW, RX, R, header, program

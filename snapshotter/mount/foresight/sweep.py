@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from snapshotter.chunkstore.base import ChunkRef, Foreseeing
 from snapshotter.errors import CorruptError, NotFoundError
-from snapshotter.mount.places import Places
+from snapshotter.mount.foresight.places import Places
 from snapshotter.mount.tree import Piece, Tree
 
 WINDOW_FIRST = 1 << 20

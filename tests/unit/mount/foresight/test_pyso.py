@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.mount import pyso
-from snapshotter.mount.pyc import Import
+from snapshotter.mount.foresight import pyso
+from snapshotter.mount.foresight.pyc import Import
 
 
 def test_names_with_dots_are_those_of_modules_or_of_what_is_in_them() -> None:

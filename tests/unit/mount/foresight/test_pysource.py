@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.mount import pysource
-from snapshotter.mount.pyc import Import
+from snapshotter.mount.foresight import pysource
+from snapshotter.mount.foresight.pyc import Import
 from tests.support.modules import SOURCE
-from tests.unit.mount.test_pyc import EXPECTED
+from tests.unit.mount.foresight.test_pyc import EXPECTED
 
 
 def test_the_same_is_found_as_in_the_compiled_module() -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.format.digest import Digest
-from snapshotter.mount.elf import Program, Segment
-from snapshotter.mount.places import Places
+from snapshotter.mount.foresight.elf import Program, Segment
+from snapshotter.mount.foresight.places import Places
 from snapshotter.mount.tree import Piece, Tree
 
 SMALL_FILE = 512 << 10

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from snapshotter.mount import pyc, pyso, pysource
-from snapshotter.mount.places import Places
-from snapshotter.mount.pyc import Import
+from snapshotter.mount.foresight import pyc, pyso, pysource
+from snapshotter.mount.foresight.places import Places
+from snapshotter.mount.foresight.pyc import Import
 from snapshotter.mount.tree import Tree
 
 ROOTS_MAX = 16

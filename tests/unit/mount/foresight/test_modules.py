@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from snapshotter.mount.modules import ROOTS_MAX, Module, Modules
-from snapshotter.mount.places import Places
+from snapshotter.mount.foresight.modules import ROOTS_MAX, Module, Modules
+from snapshotter.mount.foresight.places import Places
 from tests.support.modules import compiled
-from tests.unit.mount.test_companions import Files, make_tree
+from tests.unit.mount.foresight.test_companions import Files, make_tree
 
 TAG = f"cpython-3{__import__('sys').version_info.minor}"
 LIBRARY = "usr/lib/python3.11"

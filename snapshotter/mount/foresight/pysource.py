@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from snapshotter.mount.pyc import Import
+from snapshotter.mount.foresight.pyc import Import
 
 _STATEMENT = re.compile(
     rb"^([ \t]*)(?:from[ \t]+(\.*)[ \t]*([A-Za-z_][\w.]*)?[ \t]*\bimport\b[ \t]*(\([^)]*\)?|[^\n;#(]*)|import[ \t]+([^\n;#]*))"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.mount import elf
-from snapshotter.mount.elf import Extent, Segment
+from snapshotter.mount.foresight import elf
+from snapshotter.mount.foresight.elf import Extent, Segment
 from tests.support.programs import DYNAMIC, INTERP, LOAD, RW, RX, R, header, program
 
 

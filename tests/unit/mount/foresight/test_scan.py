@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snapshotter.mount.scan import READERS, SCAN_LENGTH, SCAN_STEP, SWEEP_LENGTH, Readers
+from snapshotter.mount.foresight.scan import READERS, SCAN_LENGTH, SCAN_STEP, SWEEP_LENGTH, Readers
 
 
 def test_files_that_are_begun_in_order_count_and_steps_elsewhere_halve() -> None:

@@ -10,9 +10,9 @@ import pytest
 from snapshotter.format.model import DirEntry, Inode, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
-from snapshotter.mount import sweep
-from snapshotter.mount.places import Places
-from snapshotter.mount.sweep import BULK, GROWTH, HORIZON, IDLE, LOST, WINDOW_FIRST, WINDOW_MAX, Sweep, Window, walk
+from snapshotter.mount.foresight import sweep
+from snapshotter.mount.foresight.places import Places
+from snapshotter.mount.foresight.sweep import BULK, GROWTH, HORIZON, IDLE, LOST, WINDOW_FIRST, WINDOW_MAX, Sweep, Window, walk
 from snapshotter.mount.tree import Tree
 from tests.support.foresight import Foreseeing, make_tree, names
 

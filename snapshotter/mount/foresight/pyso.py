@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from snapshotter.mount.pyc import Import
+from snapshotter.mount.foresight.pyc import Import
 
 NAMES_MAX = 4096
 """Names of one module that are looked for; NumPy's random generator has 86."""

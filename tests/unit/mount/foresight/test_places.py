@@ -5,7 +5,7 @@ from __future__ import annotations
 from snapshotter.format.model import DirEntry, Inode, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
-from snapshotter.mount.places import Place, Places
+from snapshotter.mount.foresight.places import Place, Places
 from snapshotter.mount.tree import Tree
 
 

@@ -15,11 +15,11 @@ from typing import TypeVar
 
 from snapshotter.chunkstore.base import ChunkRef, Foreseeing
 from snapshotter.format.digest import Digest
-from snapshotter.mount import companions, elf
-from snapshotter.mount.elf import Program
-from snapshotter.mount.modules import Module, Modules
+from snapshotter.mount.foresight import companions, elf
+from snapshotter.mount.foresight.elf import Program
+from snapshotter.mount.foresight.modules import Module, Modules
+from snapshotter.mount.foresight.places import Places
 from snapshotter.mount.pieces import read_if_there
-from snapshotter.mount.places import Places
 from snapshotter.mount.tree import Tree
 
 _Key = TypeVar("_Key")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.mount import pyc
-from snapshotter.mount.pyc import Import
+from snapshotter.mount.foresight import pyc
+from snapshotter.mount.foresight.pyc import Import
 from tests.support.modules import SOURCE, compiled, releases
 
 EXPECTED = [
