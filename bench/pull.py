@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.corpus import debian as versions
-from bench.report import ROOT, Bars, Section, Table, machine, publish
+from bench.report import ROOT, Bars, Section, Table, publish
 from tests.support import debian, mounts
 from tests.support.containerd import Containerd
 from tests.support.dockerregistry import DockerRegistry
@@ -35,8 +35,8 @@ COMMAND = ("python3", "-c", "import numpy; print(numpy.__version__)")
 READ_ALL = ("/bin/sh", "-c", "tar cf - --one-file-system / 2>/dev/null | wc -c")
 AT_ONCE = 10
 LINKS = ("200mbit", "20mbit", "200mbit+50ms")
-METHOD = """{machine}. Debian's docker-registry in a network namespace behind `tc tbf`; `+50ms`: a relay before it that adds
-50 ms to every answer. Received bytes are the bodies that the registry's access log counts, requests its lines. A first start is
+METHOD = """Debian's docker-registry in a network namespace behind `tc tbf`; `+50ms`: a relay before it that adds 50 ms to every
+answer. Received bytes are the bodies that the registry's access log counts, requests its lines. A first start is
 pull and `{command}` up to its output, on a node without any state (`puzzlefs pull`, or `ctr images pull` for overlayfs;
 containerd, runc and `ctr run` are the same). Profile: the image after `puzzlefs optimize` with that command. Everything read
 once: pull and `tar` of the whole root. Update: the next version of a Debian root, after the one before was read whole.
@@ -247,7 +247,6 @@ def section(results: dict[str, list[Turn]]) -> Section:
         "pull",
         "Starting from a registry",
         METHOD.format(
-            machine=machine(),
             command=" ".join(COMMAND),
             turns=", ".join(f"{link} {len(turns)}" for link, turns in results.items()),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -15,6 +16,8 @@ from snapshotter.registry.failures import DeniedError, RegistryUnavailableError
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
+
+_STATUS = re.compile(r"status(?: code)?: ([1-5][0-9]{2})\b")
 
 
 class S3Directory:
@@ -120,7 +123,7 @@ class S3Directory:
             raise DeniedError(f"{what}: {self._where} denies access; may this key read the bucket?") from None
         except (exceptions.BaseError, OSError, ValueError) as error:
             # The library's own text holds whole URLs and what the server said; no signature stands in a URL, but it is long.
-            if "416" in str(error):
+            if _status(error) == 416:
                 raise CorruptError(f"{what} ends before the range that was asked for (416)") from None
             raise RegistryUnavailableError(f"{what}: {self._where} cannot be read: {_short(error)}") from None
 
@@ -137,12 +140,17 @@ def _bounded(obstore: Any, store: S3Store, key: str, limit: int) -> bytes:
     return bytes(data)
 
 
+def _status(error: Exception) -> int | None:
+    """The status that the server answered, if it did. It stands in the library's text alone, among URLs with any digits."""
+    match = _STATUS.search(str(error))
+    return None if match is None else int(match[1])
+
+
 def _short(error: Exception) -> str:
     """The kind of `error`, and the status that the server answered where there was one."""
-    text = str(error)
-    for mark in ("status code: ", "status: ", "Server returned non-2xx status code: "):
-        if mark in text:
-            return f"it answers {text.split(mark, 1)[1][:3]}"
+    text, status = str(error), _status(error)
+    if status is not None:
+        return f"it answers {status}"
     if "timed out" in text or "timeout" in text:
         return "no complete answer in time"
     return "no answer" if "error sending request" in text else "the answer broke off"

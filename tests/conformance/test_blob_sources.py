@@ -215,6 +215,13 @@ def test_object_storage_that_is_gone_is_unavailable(blobs: MemoryBlobs) -> None:
         source.read_range(sha256(DATA), 0, 3)
 
 
+def test_digits_of_a_url_are_no_status(blobs: MemoryBlobs) -> None:
+    """Whatever is at such a port, it does not say that the blob ends early."""
+    source = S3Directory("s3://bucket", endpoint="http://127.0.0.1:41641", anonymous=True, answer_timeout=5)
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:41641"):
+        source.read_range(sha256(DATA), 0, 3)
+
+
 def test_content_that_was_absent_is_not_asked_for_all_the_time(blobs: MemoryBlobs, tmp_path: Path) -> None:
     server = ContentServer(blobs, tmp_path / "c.sock", "ns")
     now = [0.0]
