@@ -131,7 +131,7 @@ class Publisher:
             layout = lay_out(chunks, self._stored)
             if len(packs) - len(plan.kept) >= PUTS:
                 packs[-PUTS].result()
-            packs.append(putter.submit(self._store_pack, layout))
+            packs.append(putter.submit(self._store_pack, f"pack {number}", layout))
         return packs, holders
 
     def _find(self, digest: Digest) -> tuple[int | None, int]:
@@ -167,13 +167,16 @@ class Publisher:
                 chunk = copier.read(digest)
                 self._spool.keep(digest, chunk.codec, chunk.raw_length, chunk.data)
 
-    def _store_pack(self, layout: PackLayout) -> StoredPack:
-        """Store a new pack. Where its digest must be told first, it is read twice, and never written elsewhere."""
+    def _store_pack(self, name: str, layout: PackLayout) -> StoredPack:
+        """Store a new pack, which is called `name` until its digest is known. Where that must be told first, the pack is read
+        twice, and never written elsewhere."""
         read = self._spool.readinto
         with io.BufferedReader(PackStream(layout, read), _BUFFER) as data:
             if isinstance(self._store, NamingStore):
+                self._report(Progress("push", name, 0, layout.size))
                 digest, is_new = self._store.put_unnamed(data)
                 self._count(layout.size if is_new else 0)
+                self._report(Progress("push", name, layout.size, layout.size))
             else:
                 digest = digest_of(layout, read)
                 self._put(Descriptor(MEDIA_TYPE_PACK, digest, layout.size), data)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import itertools
 import logging
 import socket
 import ssl
@@ -80,7 +79,7 @@ class Peers:
         self._resolved_at = clock()
         literal = [place for place in self._places if _is_address(place.host)]
         self._named = len(literal) < len(self._places)
-        self._choice.set_nodes(self._usable(literal, loopback=True))
+        self._choice.set_nodes([node for place in literal for node in self._usable(place)])
         if self._named:
             self._resolved_at -= REFRESH
             self._refresh()
@@ -177,18 +176,12 @@ class Peers:
     def _resolve(self) -> None:
         found: list[Address] = []
         failed = False
-        for host, port in self._places:
-            if _is_address(host):
-                found += self._usable([Address(host, port)], loopback=True)
-                continue
+        for place in self._places:
             try:
-                answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found += self._usable(place)
             except OSError as error:
-                log.info("the nodes at %s are not known: %s", host, error.strerror or error)
+                log.info("the nodes at %s are not known: %s", place, error.strerror or error)
                 failed = True
-                continue
-            addresses = [Address(str(place[0]), port) for *_, place in itertools.islice(answers, NODES_MAX)]
-            found += self._usable(addresses, loopback=False)
         with self._lock:
             self._resolving = False
             self._resolved_at = self._clock()
@@ -199,18 +192,35 @@ class Peers:
         for client in gone:
             client.close()
 
-    def _usable(self, addresses: Sequence[Address], *, loopback: bool) -> list[Address]:
-        """Those of `addresses` that are other nodes'."""
-        usable = []
-        for address in addresses:
-            try:
-                check_peer(address.host, loopback=loopback)
-            except InvalidError as error:
-                log.warning("node %s is not asked: %s", address, error)
-                continue
-            if address.port != self._own or not is_this_machine(address.host):
-                usable.append(address)
-        return usable
+    def _usable(self, place: Address) -> list[Address]:
+        nodes, refused = nodes_at(place, self._own)
+        for why in refused:
+            log.warning("%s", why)
+        return nodes
+
+
+def nodes_at(place: Address, own: int | None) -> tuple[list[Address], list[str]]:
+    """The other nodes that `place` stands for, itself or what its name leads to; and why some that it leads to are never asked.
+    `own`: the port at which this node itself answers, if it does.
+
+    Raises:
+        OSError: the name is not known.
+    """
+    named = not _is_address(place.host)
+    addresses = [place]
+    if named:
+        answers = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(Address(str(answer[0]), place.port) for *_, answer in answers))[:NODES_MAX]
+    nodes, refused = [], []
+    for address in addresses:
+        try:
+            check_peer(address.host, loopback=not named)
+        except InvalidError as error:
+            refused.append(f"node {address} is not asked: {error}")
+            continue
+        if address.port != own or not is_this_machine(address.host):
+            nodes.append(address)
+    return nodes, refused
 
 
 def is_this_machine(address: str) -> bool:

@@ -112,11 +112,14 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
             )
 
         layers = make_layers(config.root, origins)
-        shifted = Shifted(Paths(config.root).shifted) if config.remap_ids else None
-        snapshotter = Snapshotter(config.root, layers, shifted)  # holds the lock of the root from here on
+        shifted = Shifted(Paths(config.root).shifted)
+        # holds the lock of the root from here on
+        snapshotter = Snapshotter(config.root, layers, shifted if config.remap_ids else None)
         stack.callback(snapshotter.close)
         stack.callback(held.close)
         stack.callback(supervisor.close)
+        if not config.remap_ids:
+            shifted.hide_all()  # what is left of the time in which it was set would hold layers for ever
         held.open()
         found = supervisor.start()
         stale = supervisor.clear(config.root / "l") + supervisor.clear(config.root / LAYER_STORE / "l")

@@ -89,8 +89,8 @@ def size(key: str, value: Any) -> int | None:
 
 
 def rate(key: str, value: Any) -> int:
-    """Bytes a second, as a size that is not 0."""
+    """Bytes a second, as a size that is not 0: that would be nothing, and what it bounds has a switch of its own."""
     found = size(key, value)
     if found is None:
-        raise InvalidError(f"{key} must be more than 0 bytes a second")
+        raise InvalidError(f"{key} must be more than 0 bytes a second; to have nothing sent or fetched, turn that off instead")
     return found

@@ -10,6 +10,7 @@ They are not shared between snapshots: a mount takes some hundred bytes, and wha
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from pathlib import Path
 from snapshotter.errors import NotFoundError, UnavailableError
 from snapshotter.mount import idmapped, mounting
 from snapshotter.snapshots.idmap import IdMap
+
+_log = logging.getLogger(__name__)
 
 
 class Shifted:
@@ -50,6 +53,14 @@ class Shifted:
                 return
             except OSError as error:
                 raise UnavailableError(f"{own} cannot be removed: {error}") from error
+
+    def hide_all(self) -> None:
+        """Show nothing to any snapshot any more. What cannot be hidden now is logged."""
+        for ident in self.shown():
+            try:
+                self.hide(ident)
+            except UnavailableError as error:
+                _log.warning("%s", error)
 
     def shown(self) -> set[int]:
         """See `ShiftedMounts`."""

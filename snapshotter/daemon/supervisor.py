@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from snapshotter.daemon import inheritance, supervision
+from snapshotter.daemon.heartbeat import Heartbeat
 from snapshotter.daemon.inheritance import Mount
 from snapshotter.daemon.keeping import Held
 from snapshotter.daemon.sources import LayerSource
@@ -440,22 +441,14 @@ class Supervisor:
             self._changed.clear()
 
     def _watch(self) -> None:
-        silent: set[int] = set()
+        heartbeat = Heartbeat()
         while not self._closing.wait(PING_EVERY):
             with self._lock:
                 clients = dict(self._clients)
-            asked = [(worker, client, client.begin_ping()) for worker, client in clients.items()]
-            deadline = time.monotonic() + PING_TIMEOUT
-            for worker, client, answers in asked:
-                if answers(deadline - time.monotonic()):
-                    silent.discard(client.pid)
-                elif client.pid not in silent:
-                    silent.add(client.pid)
-                else:
-                    with self._lock:
-                        if self._clients.get(worker) is client:
-                            self._step(Silent(worker, client.answered))
-            silent &= {client.pid for client in clients.values()}
+            for worker, client in heartbeat.silent(clients, PING_TIMEOUT).items():
+                with self._lock:
+                    if self._clients.get(worker) is client:
+                        self._step(Silent(worker, client.answered))
             with self._lock:
                 unserved, self._unserved = self._unserved, set()
                 for ident in unserved:

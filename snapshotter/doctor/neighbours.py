@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from snapshotter.chunkstore.peers import is_this_machine
+from snapshotter.chunkstore.peers import nodes_at
 from snapshotter.daemon import peering
 from snapshotter.daemon.peering import PeersConfig
 from snapshotter.doctor.peers import Asked, PeersFacts
 from snapshotter.errors import InvalidError, PuzzlefsError
 from snapshotter.format.digest import sha256
 from snapshotter.registry.peerclient import Address, Budget, PeerClient
-from snapshotter.registry.peers import check_peer
 
 ASKED_MAX = 16
 """Nodes that are asked; they are alike, and there may be hundreds."""
@@ -79,25 +77,24 @@ def _own(listen: Address) -> Address:
 
 
 def _nodes(config: PeersConfig) -> tuple[list[Address], tuple[tuple[str, str], ...]]:
-    """The other nodes' addresses, and the names that have none."""
+    """The other nodes' addresses; and what of the configuration leads to none, or to some that are never asked, and why."""
     nodes: dict[Address, None] = {}
     unknown: list[tuple[str, str]] = []
     own = None if config.listen is None else config.listen.port
     for place in config.ask:
         try:
-            answers = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+            found, refused = nodes_at(place, own)
         except OSError as error:
             unknown.append((str(place), error.strerror or str(error)))
             continue
-        found = {Address(str(answer[4][0]), place.port): None for answer in answers}
-        nodes |= {node: None for node in found if node.port != own or not is_this_machine(node.host)}
+        nodes |= dict.fromkeys(found)
+        unknown += ((str(place), why) for why in refused)
     return list(nodes), tuple(unknown)
 
 
 def _ask(node: Address, tls: _Contexts) -> Asked:
     absent = sha256(os.urandom(32))
     try:
-        check_peer(node.host, loopback=True)
         with contextlib.closing(PeerClient(node, tls)) as client:
             _drain(client.ask([absent], Budget(PATIENCE)))  # connects, and may shake hands
             began = time.monotonic()

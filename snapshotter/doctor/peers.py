@@ -29,8 +29,8 @@ class PeersFacts:
 
     `tls_error`: why this node's certificate, key and authority do not make a connection with themselves; `expires`: when the
     certificate ends, in seconds since 1970, None where there is none. `served`: what became of asking this node itself.
-    `unknown`: names of ``peers.ask`` that could not be resolved, and why; `asked`: what became of other nodes, of `known` in
-    all.
+    `unknown`: entries of ``peers.ask`` that lead to nodes that cannot be asked, and why; `asked`: what became of other nodes,
+    of `known` in all.
     """
 
     tls_error: str = ""
@@ -48,7 +48,7 @@ def check_peers(facts: PeersFacts, now: float | None = None) -> list[Finding]:
         findings.append(_served(facts.served))
     for name, why in facts.unknown:
         findings.append(
-            warn("peers.ask", f"{name} leads to no node: {why}", "nslookup it on this node; correct peers.ask, or the resolver")
+            warn("peers.ask", f"{name} leads to no node: {why}", "correct peers.ask, or what this node's resolver answers")
         )
     return findings + _others(facts)
 

@@ -21,11 +21,15 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_IDMAP = 1, 0x00100000
 
-_HOLDER = (
-    "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000) or (print('.', flush=True), sys.stdin.read()) and 0)"
-)
-"""A program that makes a user namespace (CLONE_NEWUSER), says so, and stays until its standard input ends."""
-_PATIENCE = 30.0
+_HOLDER = """
+import ctypes, sys
+CLONE_NEWUSER = 0x10000000
+if ctypes.CDLL(None).unshare(CLONE_NEWUSER):
+    sys.exit(1)
+print("made", flush=True)
+sys.stdin.read()
+"""
+"""A program that makes a user namespace, says so, and stays until its standard input ends."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

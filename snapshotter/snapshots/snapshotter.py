@@ -260,8 +260,10 @@ class Snapshotter:
         """Delete the directories and release the layers of snapshots that are gone. What cannot go now is logged and stays."""
         with self._cleaning:
             shown = self._shifted.shown() if self._shifted is not None else set()
-            with self._store.read() as rx:
-                self._hide(sorted(shown - rx.ids()))
+            if shown:
+                with self._store.read() as rx:
+                    shown -= rx.ids()
+                self._hide(sorted(shown))
             self._chains.collect()
             # Directories first, rows second and as a writer: whoever was between renaming a directory and keeping its row
             # has then kept it, or given up.

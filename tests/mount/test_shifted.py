@@ -150,6 +150,16 @@ def test_hidden_nothing_is_left(daemon: Daemon, shifted: Shifted, image: Path, t
     assert (tmp_path / "l" / "1" / "web").exists()
 
 
+def test_all_is_hidden_at_once(daemon: Daemon, shifted: Shifted, image: Path, tmp_path: Path) -> None:
+    """As the daemon does when it is told to leave owners alone again: nothing may hold a layer then."""
+    daemon.mount(image, tmp_path / "l" / "1")
+    for ident in (5, 6):
+        shifted.show(ident, [tmp_path / "l" / "1"], IDS)
+    shifted.hide_all()
+    assert shifted.shown() == set()
+    assert mounts.mount_points(tmp_path / "m") == []
+
+
 def test_users_that_the_kernel_refuses_are_said() -> None:
     twice = [(0, BASE, 10), (5, BASE + 5, 10)]
     with (

@@ -45,8 +45,7 @@ most others come to import, with enum, functools, collections and others: 0.2 MB
 
 class Module(NamedTuple):
     """A file with a Python module: the directory that it counts as being in, and of a compiled one for which Python: the
-    ``cpython-311`` in ``site.cpython-311.pyc``; of source nothing. An
-    `extension` is a library that has the module."""
+    ``cpython-311`` in ``site.cpython-311.pyc``; of source nothing. An `extension` is a library that has the module."""
 
     ino: int
     directory: int

@@ -628,3 +628,5 @@ def test_progress_reaches_its_end(source: Source, target: LayoutStore) -> None:
     ends = {(now.stage, now.what): now for now in seen}
     assert {stage for stage, _ in ends} == {"read", "push"}
     assert all(now.done == now.total for now in ends.values())
+    pushed = sum(now.total for (stage, _), now in ends.items() if stage == "push")
+    assert pushed > 100_000, "the pack, which does not compress, is among it"

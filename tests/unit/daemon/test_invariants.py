@@ -109,6 +109,7 @@ def test_a_root_in_use_is_looked_at(root: Path) -> None:
         (lambda root: os.rename(root / "s" / "1" / "fs", root / "s" / "1" / "gone"), "no directory s/1/fs"),
         (lambda root: (root / "s" / "77").mkdir(), "s/77 belongs to no snapshot"),
         (lambda root: (root / "s" / "new-x").mkdir(), "s/new-x does not belong there"),
+        (lambda root: (root / "m" / "5").mkdir(parents=True), "m/5 shows directories to no snapshot"),
         (lambda root: (root / "l" / "5").mkdir(), "l/5 belongs to no layer"),
         (lambda root: (root / "layers" / A.hex()).mkdir(parents=True), "is kept, and no snapshot uses it"),
         (lambda root: _chunk(root, "ab" * 32, b"not it"), "does not hold the chunk"),

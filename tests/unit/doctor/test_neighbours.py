@@ -45,8 +45,17 @@ def test_this_node_is_asked_where_it_listens_and_not_as_another() -> None:
 
 def test_a_name_that_leads_nowhere_and_an_address_that_is_never_asked() -> None:
     facts = peers_facts(PeersConfig(ask=(Address("no-such-node.invalid", 7117), Address("169.254.169.254", 80))))
-    assert [name for name, _ in facts.unknown] == ["no-such-node.invalid:7117"]
-    assert "refused" in facts.asked[0].error
+    assert [name for name, _ in facts.unknown] == ["no-such-node.invalid:7117", "169.254.169.254:80"]
+    assert "refused" in facts.unknown[1][1]
+    assert facts.asked == ()
+
+
+def test_a_name_that_leads_to_this_machine_is_none_of_a_node_as_for_the_daemon() -> None:
+    with serving() as (node, _):
+        facts = peers_facts(PeersConfig(ask=(Address("localhost", node.port),)))
+    assert facts.asked == ()
+    assert facts.unknown
+    assert all("is this machine" in why for _, why in facts.unknown)
 
 
 def test_hundreds_of_nodes_are_not_all_asked(monkeypatch: pytest.MonkeyPatch) -> None:

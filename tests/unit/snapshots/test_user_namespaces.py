@@ -47,7 +47,17 @@ def shifted(tmp_path: Path) -> Recorded:
 
 
 @pytest.fixture
-def snapshotter(tmp_path: Path, layers: DirectoryLayers, shifted: Recorded) -> Iterator[Snapshotter]:
+def owners(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Whom files were given to: only root may give them away."""
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.append((uid, gid)))
+    return given
+
+
+@pytest.fixture
+def snapshotter(
+    tmp_path: Path, layers: DirectoryLayers, shifted: Recorded, owners: list[tuple[int, int]]
+) -> Iterator[Snapshotter]:
     opened = Snapshotter(tmp_path / "root", layers, shifted)
     opened.recover()
     for number, name in enumerate(("below", "base")):
@@ -64,10 +74,8 @@ def option(found: Sequence[Mount], name: str) -> str:
 
 
 def test_its_layers_are_shown_with_its_owners_and_its_own_directory_is_its_roots(
-    snapshotter: Snapshotter, shifted: Recorded, monkeypatch: pytest.MonkeyPatch
+    snapshotter: Snapshotter, shifted: Recorded, owners: list[tuple[int, int]]
 ) -> None:
-    owners: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "chown", lambda path, uid, gid: owners.append((uid, gid)))
     found = snapshotter.prepare("container", "base", USERS)
     ((ident, (directories, ids)),) = shifted.now.items()
     assert ids == IDS
@@ -75,7 +83,7 @@ def test_its_layers_are_shown_with_its_owners_and_its_own_directory_is_its_roots
     assert [path.parent.name for path in directories] == ["2", "1"], "topmost first"
     assert option(found, "upperdir").endswith(f"/s/{ident}/fs"), "what it writes has its owners already"
     assert not any(each.startswith(("uidmap=", "gidmap=", "xino=")) for each in found[0].options)
-    assert owners == [(100000 + os.getuid(), 200000 + os.getgid())]
+    assert owners[-1] == (100000 + os.getuid(), 200000 + os.getgid())
     assert snapshotter.mounts("container") == found
 
 
@@ -92,10 +100,7 @@ def test_without_labels_nothing_is_shown(snapshotter: Snapshotter, shifted: Reco
 
 
 @pytest.mark.parametrize("committed", [False, True])
-def test_it_ends_with_the_snapshot(
-    snapshotter: Snapshotter, shifted: Recorded, monkeypatch: pytest.MonkeyPatch, committed: bool
-) -> None:
-    monkeypatch.setattr(os, "chown", lambda path, uid, gid: None)
+def test_it_ends_with_the_snapshot(snapshotter: Snapshotter, shifted: Recorded, committed: bool) -> None:
     snapshotter.prepare("container", "base", USERS)
     snapshotter.prepare("other", "base", USERS)
     if committed:
@@ -112,10 +117,7 @@ def test_what_a_crash_left_ends_at_the_next_start(snapshotter: Snapshotter, shif
     assert shifted.now == {}
 
 
-def test_what_cannot_be_hidden_now_is_tried_again(
-    snapshotter: Snapshotter, shifted: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "chown", lambda path, uid, gid: None)
+def test_what_cannot_be_hidden_now_is_tried_again(snapshotter: Snapshotter, shifted: Recorded) -> None:
     snapshotter.prepare("container", "base", USERS)
     snapshotter.remove("container")
     shifted.error = UnavailableError("busy")
@@ -126,10 +128,7 @@ def test_what_cannot_be_hidden_now_is_tried_again(
     assert shifted.now == {}
 
 
-def test_where_it_cannot_be_shown_there_is_no_snapshot(
-    snapshotter: Snapshotter, shifted: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "chown", lambda path, uid, gid: None)
+def test_where_it_cannot_be_shown_there_is_no_snapshot(snapshotter: Snapshotter, shifted: Recorded) -> None:
     shifted.error = UnsupportedError("Linux 6.12 can")
     with pytest.raises(UnsupportedError):
         snapshotter.prepare("container", "base", USERS)
