@@ -80,13 +80,15 @@ class Node:
         self.place = place
         self.plugin = plugin
         self.directory = Path(tempfile.mkdtemp(prefix="node-", dir=place.work))
-        self.snapshotter = Snapshotter(self.directory / "s", plain_http=[place.address])
-        self.containerd = Containerd(self.directory / "c", self.snapshotter.socket)
+        containerd = self.directory / "c"
+        self.snapshotter = Snapshotter(
+            self.directory / "s", plain_http=[place.address], containerd=containerd / "containerd.sock"
+        )
+        self.containerd = Containerd(containerd, self.snapshotter.socket)
 
     def pull(self, image: str) -> None:
         if self.plugin == "puzzlefs":
-            containerd = self.containerd
-            puzzlefs("pull", image, "--config", self.place.config, "-a", containerd.socket, "-n", containerd.namespace)
+            self.snapshotter.pull(image, self.containerd.namespace)
         else:
             self.containerd.ctr("images", "pull", "--plain-http", "--snapshotter", self.plugin, image, timeout=600)
 

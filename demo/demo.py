@@ -98,7 +98,9 @@ def _demonstrate(stack: contextlib.ExitStack, console: Console, rate: str | None
     if link and rate:
         link.shape(rate)
 
-    snapshotter = Snapshotter(work / "snapshotter", plain_http=[relay.address])
+    snapshotter = Snapshotter(
+        work / "snapshotter", plain_http=[relay.address], containerd=work / "puzzlefs" / "containerd.sock"
+    )
     stack.callback(snapshotter.stop)
     results = []
     for name, image, plugin in (("puzzlefs, lazily", lazy, "puzzlefs"), ("overlayfs", ordinary, "overlayfs")):
@@ -106,17 +108,19 @@ def _demonstrate(stack: contextlib.ExitStack, console: Console, rate: str | None
         # a containerd for each, so that neither finds what the other has fetched
         containerd = Containerd(work / plugin, snapshotter.socket)
         try:
-            results.append(_first_start(name, image, plugin, containerd, relay, _size(registry, image)))
+            results.append(_first_start(name, image, plugin, containerd, snapshotter, relay, _size(registry, image)))
         finally:
             containerd.stop()
     return results, f"{rate} to the registry" if link else "no limit on the link"
 
 
-def _first_start(name: str, image: str, plugin: str, containerd: Containerd, relay: Relay, size: int) -> Result:
+def _first_start(
+    name: str, image: str, plugin: str, containerd: Containerd, snapshotter: Snapshotter, relay: Relay, size: int
+) -> Result:
     relay.reset()
     start = time.monotonic()
     if plugin == "puzzlefs":
-        puzzlefs("pull", image, "-a", containerd.socket, "-n", containerd.namespace, "--snapshotter", plugin)
+        snapshotter.pull(image, containerd.namespace)
     else:
         containerd.ctr("images", "pull", "--plain-http", "--snapshotter", plugin, image)
     pulled = time.monotonic()

@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from snapshotter.cli.node import address_option
-from snapshotter.daemon.config import DEFAULT_PATH
+from snapshotter.cli.sockets import containerd_option
+from snapshotter.daemon.addresses import CONFIGURATION
 from snapshotter.doctor.collect import Request, examine
 from snapshotter.doctor.finding import Finding, Level, worst
 from snapshotter.format.printable import printable
@@ -28,7 +28,7 @@ _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
 @click.command(short_help="Check this node: kernel, daemon, containerd, images.")
 @click.argument("ref", required=False)
-@address_option
+@containerd_option
 @click.option(
     "--containerd-config",
     type=click.Path(dir_okay=False),
@@ -38,7 +38,7 @@ _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
     "--config",
     "config_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help=f"The daemon's configuration.  [default: {DEFAULT_PATH}, if it exists]",
+    help=f"The daemon's configuration.  [default: {CONFIGURATION}, if it exists]",
 )
 @click.option("--images/--no-images", default=True, help="Look at every image on the node.", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -51,7 +51,7 @@ def doctor(
     be warnings), 7 if something did.
     """
     request = Request(
-        config_path=config_path or DEFAULT_PATH,
+        config_path=config_path or CONFIGURATION,
         config_required=config_path is not None,
         containerd_address=address,
         containerd_config=containerd_config,

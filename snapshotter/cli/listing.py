@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from snapshotter.cli.node import address_option
 from snapshotter.cli.output import size
+from snapshotter.cli.sockets import containerd_option
 from snapshotter.doctor.images import ImageFacts
 from snapshotter.doctor.inventory import Inventory
 from snapshotter.format.printable import printable
 
 
 @click.command(short_help="List containerd's images and how lazy they are.")
-@address_option
+@containerd_option
 @click.option("--snapshotter", default="puzzlefs", show_default=True, help="Name under which containerd knows the snapshotter.")
 @click.option("--lazy", is_flag=True, help="Only images with layers that are mounted lazily.")
 @click.option("-q", "--quiet", is_flag=True, help="Only namespace and name, separated by a space.")

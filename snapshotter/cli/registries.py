@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from snapshotter.daemon.config import DEFAULT_PATH, Config, load
+from snapshotter.daemon.addresses import CONFIGURATION
+from snapshotter.daemon.config import Config, load
 from snapshotter.daemon.reach import credential_source, registry_hosts
 from snapshotter.registry.registries import Registries
 
@@ -14,7 +15,7 @@ config_option = click.option(
     "--config",
     "config_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help=f"Settings of registries, as the daemon's.  [default: {DEFAULT_PATH}, if it exists]",
+    help=f"Settings of registries, as the daemon's.  [default: {CONFIGURATION}, if it exists]",
 )
 
 
@@ -34,6 +35,6 @@ def configuration(config_path: Path | None) -> tuple[Config, Path | None]:
     Raises:
         NotFoundError, InvalidError: the file that was named cannot be used.
     """
-    if config_path is None and DEFAULT_PATH.exists():
-        config_path = DEFAULT_PATH
+    if config_path is None and CONFIGURATION.exists():
+        config_path = CONFIGURATION
     return (Config() if config_path is None else load(config_path)), config_path

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from snapshotter.cli.output import size
+from snapshotter.cli.sockets import daemon_address, daemon_options
 from snapshotter.daemon import statusclient
-from snapshotter.daemon.config import DEFAULT_PATH, Config, load
 from snapshotter.format.printable import printable
 
 SHOWN_MAX = 20
@@ -25,23 +25,14 @@ SHOWN_MAX = 20
 
 
 @click.command(short_help="Show what the daemon is doing now.")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help=f"The daemon's configuration, which names its socket.  [default: {DEFAULT_PATH}, if it exists]",
-)
-@click.option("--socket", type=click.Path(path_type=Path), help="The daemon's socket, over the configuration's.")
+@daemon_options
 @click.option("-w", "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show it again and again.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the daemon answers, as JSON.")
 def status(config_path: Path | None, socket: Path | None, watch: float | None, as_json: bool) -> None:
     """Show what the daemon is doing now: containerd's and podman's images and how much of each is here, workers, reads that
     wait and for what, the cache, and the last errors.
     """
-    if config_path is None and DEFAULT_PATH.exists():
-        config_path = DEFAULT_PATH
-    config = Config() if config_path is None else load(config_path)
-    address = socket or config.address
+    address = daemon_address(config_path, socket)
     if as_json:
         print(json.dumps(statusclient.status(address)))
         while watch is not None:

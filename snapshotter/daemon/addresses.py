@@ -1,4 +1,4 @@
-"""Where the daemon can be asked: the places of its sockets, and what may be one."""
+"""Where the daemon can be asked and is told what to do: the places of its files and sockets, and what may be one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from pathlib import Path
 
 from snapshotter.errors import InvalidError
 
+CONFIGURATION = Path("/etc/puzzlefs/config.toml")
+"""The daemon's configuration, where no other is named."""
+SNAPSHOTS = Path("/run/puzzlefs/snapshotter.sock")
+"""The socket of the snapshots service, where the configuration names no other."""
+CONTAINERD = Path("/run/containerd/containerd.sock")
+"""containerd's own socket, where none is named."""
+
 
 def socket_path(address: Path) -> Path:
     """Where the daemon whose snapshots service is at `address` answers: ``snapshotter.sock`` → ``snapshotter-status.sock``."""
     return address.with_name(f"{address.stem}-status{address.suffix}")
+
+
+def pull_socket(address: Path) -> Path:
+    """Where that daemon is told to pull images: ``snapshotter.sock`` → ``snapshotter-pull.sock``."""
+    return address.with_name(f"{address.stem}-pull{address.suffix}")
 
 
 def loopback(text: str) -> tuple[str, int]:

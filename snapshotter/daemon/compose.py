@@ -6,11 +6,13 @@
                                                       └───→ Supervisor → mount workers → chunk store chain
                                                                 └──────→ Held → descriptor store
     other nodes → PeerServer → chunk cache
+    puzzlefs pull → PullServer → Registries, containerd
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -25,7 +27,7 @@ from snapshotter.chunkstore.chain import Node
 from snapshotter.chunkstore.directory import Sealing
 from snapshotter.daemon import peering, worker_main
 from snapshotter.daemon.activity import Activity
-from snapshotter.daemon.addresses import socket_path
+from snapshotter.daemon.addresses import pull_socket, socket_path
 from snapshotter.daemon.allowance import Allowance
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.criproxy import ImageServiceProxy
@@ -36,6 +38,8 @@ from snapshotter.daemon.layers import Layers
 from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.peering import PeersConfig
 from snapshotter.daemon.peerserver import PeerServer
+from snapshotter.daemon.pull import pull_here
+from snapshotter.daemon.pullserver import PullServer
 from snapshotter.daemon.reach import Reach
 from snapshotter.daemon.shifted import Shifted
 from snapshotter.daemon.status import RecentErrors, Status
@@ -165,6 +169,8 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
             cap=config.cache_cap,
             errors=errors,
         )
+        pull = functools.partial(pull_here, config.containerd_address, reach.registries)
+        stack.callback(PullServer(pull_socket(config.address), pull).close)
         stack.callback(StatusServer(socket_path(config.address), config.metrics_address, status.take).close)
         if config.peers.listen is not None:
             stack.callback(_serve_peers(config.peers, config.peers.listen, node).close)
@@ -212,8 +218,12 @@ def _answers(address: Path) -> bool:
 
 def _check_address(address: Path) -> None:
     """Refuse what cannot be a socket's path, before anything is started; a file that is there and is none is left alone."""
-    if len(os.fsencode(socket_path(address))) > SOCKET_PATH_MAX:
-        raise InvalidError(f"{address}: a socket's path has at most {SOCKET_PATH_MAX} bytes; choose a shorter address")
+    longest = max(len(os.fsencode(place(address))) for place in (socket_path, pull_socket, keychain_path))
+    if longest > SOCKET_PATH_MAX:
+        raise InvalidError(
+            f"{address}: a socket's path has at most {SOCKET_PATH_MAX} bytes, and those beside this one would have {longest}; "
+            "choose a shorter address"
+        )
     if address.exists() and not address.is_socket():
         raise FailedPreconditionError(f"{address} is there and is no socket: choose another address")
 

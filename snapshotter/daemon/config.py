@@ -15,7 +15,7 @@ from typing import Any
 
 from snapshotter.chunkstore.reserve import RESERVE, Cap
 from snapshotter.daemon import peering, stores
-from snapshotter.daemon.addresses import loopback
+from snapshotter.daemon.addresses import CONTAINERD, SNAPSHOTS, loopback
 from snapshotter.daemon.peering import PeersConfig
 from snapshotter.daemon.settings import absolute, check_keys, flag, rate, seconds, size, table_of, text, texts, whole
 from snapshotter.daemon.stores import StoreConfig
@@ -25,7 +25,6 @@ from snapshotter.registry.credentials import Credentials
 from snapshotter.registry.hosts import RegistryConfig
 from snapshotter.registry.hoststoml import DEFAULT_DIRECTORY
 
-DEFAULT_PATH = Path("/etc/puzzlefs/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOUNT_WORKERS_MAX = 4
 _PERCENT = re.compile(r"([0-9]{1,3})\s*%\Z")
@@ -53,7 +52,7 @@ class Config:
     """
 
     root: Path = Path("/var/lib/puzzlefs")
-    address: Path = Path("/run/puzzlefs/snapshotter.sock")
+    address: Path = SNAPSHOTS
     log_level: str = "info"
     cache_max_bytes: int | None = None
     cache_reserve: float = RESERVE
@@ -68,7 +67,7 @@ class Config:
     keep_awake: bool = True
     fs_verity: fsverity.Mode = fsverity.Mode.AUTO
     registries: Mapping[str, RegistryConfig] = field(default_factory=dict)
-    containerd_address: Path = Path("/run/containerd/containerd.sock")
+    containerd_address: Path = CONTAINERD
     hosts_directory: Path = DEFAULT_DIRECTORY
     remap_ids: bool = False
     stores: tuple[StoreConfig, ...] = ()

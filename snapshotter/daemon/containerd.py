@@ -43,8 +43,6 @@ from snapshotter.errors import (
 from snapshotter.format.digest import Digest, to_text
 from snapshotter.registry.base import Descriptor
 
-DEFAULT_ADDRESS = Path("/run/containerd/containerd.sock")
-DEFAULT_NAMESPACE = "default"
 LEASE_HOURS = 24
 """containerd deletes a lease that its client left behind after this time, as for its own client."""
 
@@ -85,16 +83,14 @@ def connected(address: Path, timeout: float) -> grpc.Channel:
         grpc.channel_ready_future(channel).result(timeout=timeout)
     except grpc.FutureTimeoutError:
         channel.close()
-        raise UnavailableError(
-            f"containerd does not answer at {address}: is it running, and is this its socket (-a ADDRESS)?"
-        ) from None
+        raise UnavailableError(f"containerd does not answer at {address}: is it running, and is this its socket?") from None
     return channel
 
 
 class Containerd:
     """A connection to containerd, in one namespace. Close it, or use it as a context manager."""
 
-    def __init__(self, address: Path = DEFAULT_ADDRESS, namespace: str = DEFAULT_NAMESPACE, timeout: float = 10.0) -> None:
+    def __init__(self, address: Path, namespace: str, timeout: float = 10.0) -> None:
         """Connect.
 
         Raises:

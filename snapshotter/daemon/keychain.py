@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import socket
-import struct
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from snapshotter.daemon.localsocket import LocalSocket
 from snapshotter.errors import UnavailableError
 from snapshotter.registry.credentials import Credentials
 
@@ -23,8 +21,6 @@ REMEMBERED_MAX = 4096
 """Most repositories whose credentials are remembered; the one told longest ago is forgotten."""
 MESSAGE_MAX = 64 << 10
 TIMEOUT = 5.0
-
-_log = logging.getLogger(__name__)
 
 
 class Keychain:
@@ -58,41 +54,17 @@ class KeychainServer:
 
     def __init__(self, keychain: Keychain, path: Path) -> None:
         self._keychain = keychain
-        self._path = path
-        path.unlink(missing_ok=True)  # the snapshots service's socket, which is bound first, says that no other daemon has it
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mask = os.umask(0o177)
-        try:
-            self._listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        self._listener.listen(64)
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="keychain", daemon=True)
-        self._thread.start()
+        self._socket = LocalSocket(path, "keychain", self._serve)
 
     def close(self) -> None:
         """Stop answering."""
-        self._closing = True
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._listener.close()
-        self._path.unlink(missing_ok=True)
+        self._socket.close()
 
-    def _run(self) -> None:
-        while not self._closing:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                continue
-            with connection, contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-                connection.settimeout(TIMEOUT)
-                _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-                if user != os.geteuid():
-                    continue
-                asked = json.loads(connection.recv(MESSAGE_MAX))
-                connection.send(_encoded(self._keychain.find(str(asked["host"]), str(asked["repository"]))))
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            connection.settimeout(TIMEOUT)
+            asked = json.loads(connection.recv(MESSAGE_MAX))
+            connection.send(_encoded(self._keychain.find(str(asked["host"]), str(asked["repository"]))))
 
 
 class DaemonKeychain:

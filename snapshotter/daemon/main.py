@@ -15,8 +15,9 @@ import click
 
 from snapshotter import __version__
 from snapshotter.daemon import logs
+from snapshotter.daemon.addresses import CONFIGURATION
 from snapshotter.daemon.compose import running
-from snapshotter.daemon.config import DEFAULT_PATH, LOG_LEVELS, Config, load
+from snapshotter.daemon.config import LOG_LEVELS, Config, load
 from snapshotter.daemon.notify import Watchdog, notify, watchdog_interval
 from snapshotter.errors import PuzzlefsError
 
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
     "--config",
     "config_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help=f"Configuration file.  [default: {DEFAULT_PATH}, if it exists]",
+    help=f"Configuration file.  [default: {CONFIGURATION}, if it exists]",
 )
 @click.option("--root", type=click.Path(path_type=Path, file_okay=False), help="Directory of state and cache, over the file's.")
 @click.option("--address", type=click.Path(path_type=Path), help="Unix socket to serve, over the file's.")
@@ -40,8 +41,8 @@ def serve(config_path: Path | None, root: Path | None, address: Path | None, log
     Ends at SIGTERM or SIGINT; running containers keep their file systems. Exit status: 0 ended on request; 1 cannot start,
     with the reason on stderr; 2 wrong usage.
     """
-    if config_path is None and DEFAULT_PATH.exists():
-        config_path = DEFAULT_PATH
+    if config_path is None and CONFIGURATION.exists():
+        config_path = CONFIGURATION
     config = load(config_path) if config_path is not None else Config()
     config = dataclasses.replace(
         config,

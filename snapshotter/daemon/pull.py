@@ -12,16 +12,21 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from snapshotter.daemon.anyhost import AnyHost
 from snapshotter.daemon.containerd import Containerd
+from snapshotter.daemon.pullproto import Event, LayerArriving, LayerDone, Pulled, PullRequest
 from snapshotter.errors import AlreadyExistsError, CorruptError, FailedPreconditionError, InvalidError
 from snapshotter.format.annotations import parse as puzzlefs_layer
 from snapshotter.format.digest import Digest, chain_id, from_text, to_text
 from snapshotter.registry import documents
+from snapshotter.registry import reference as references
 from snapshotter.registry.base import MANIFEST_MAX, Descriptor
 from snapshotter.registry.platforms import Platform, select
 from snapshotter.registry.reference import Reference
+from snapshotter.registry.registries import Registries
 
 SNAPSHOT_REF = "containerd.io/snapshot.ref"
 """The label of Prepare that names the chain which is about to be unpacked (containerd's unpacker)."""
@@ -48,25 +53,17 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class LayerDone:
-    """Reported for every layer: its place in the image, and whether nothing of it had to be downloaded."""
+def pull_here(address: Path, registries: Registries, request: PullRequest, progress: Callable[[Event], None]) -> Pulled:
+    """Do `request` in the containerd at `address`, with what `registries` have.
 
-    number: int
-    count: int
-    layer: Descriptor
-    lazy: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Pulled:
-    """A pulled image: its name in containerd, the manifest of the platform, the chain ID of its root, what was lazy."""
-
-    name: str
-    manifest: Digest
-    chain: Digest
-    lazy_layers: int
-    layers: int
+    Raises:
+        As `pull`; InvalidError: the request's reference or platform is none.
+    """
+    reference = references.parse(request.reference).with_default_tag()
+    platform = Platform.parse(request.platform) if request.platform else Platform.of_this_machine()
+    with Containerd(address, request.namespace) as containerd:
+        source = AnyHost(registries, reference)
+        return pull(containerd, source, reference, snapshotter=request.snapshotter, platform=platform, progress=progress)
 
 
 def pull(
@@ -76,47 +73,59 @@ def pull(
     *,
     snapshotter: str,
     platform: Platform,
-    progress: Callable[[LayerDone], None],
+    progress: Callable[[Event], None],
 ) -> Pulled:
     """Pull the image `reference` of `source` into `containerd`, lazily where its layers allow it.
+
+    Whatever `progress` raises ends the pull, and leaves no snapshot that is not done.
 
     Raises:
         FailedPreconditionError: a PuzzleFS layer was not taken: `snapshotter` is not ours.
         NotFoundError, UnavailableError, InvalidError, CorruptError: from the registry, containerd or the snapshotter.
     """
     with containerd.lease():
-        target, manifest, config = _store_documents(containerd, source, reference, snapshotter, platform)
-        layers = [documents.descriptor_from_json(layer, reference.canonical) for layer in manifest["layers"]]
-        diff_ids = _diff_ids(config, len(layers), reference)
+        image = _store_documents(containerd, source, reference, platform)
+        received = image.received
+        diff_ids = _diff_ids(image.config, len(image.layers), reference)
         chain: Digest | None = None
         lazy_layers = 0
-        for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=True), 1):
+        for number, (layer, diff_id) in enumerate(zip(image.layers, diff_ids, strict=True), 1):
             parent, chain = chain, chain_id(chain, diff_id)
-            lazy = _unpack(containerd, source, reference, snapshotter, layer, diff_id, parent, chain)
+            lazy, downloaded = _unpack(containerd, source, reference, snapshotter, layer, diff_id, parent, chain, progress)
             lazy_layers += lazy
-            progress(LayerDone(number, len(layers), layer, lazy))
+            received += downloaded
+            progress(LayerDone(number, len(diff_ids), to_text(layer.digest), downloaded, lazy))
         if chain is None:
             raise InvalidError(f"{reference.canonical} has no layers")
-        config_digest = documents.descriptor_from_json(manifest["config"], reference.canonical).digest
-        containerd.label_content(config_digest, {f"containerd.io/gc.ref.snapshot.{snapshotter}": to_text(chain)})
-        containerd.put_image(reference.canonical, target)
-    return Pulled(reference.canonical, target.digest, chain, lazy_layers, len(layers))
+        containerd.label_content(image.config_digest, {f"containerd.io/gc.ref.snapshot.{snapshotter}": to_text(chain)})
+        containerd.put_image(reference.canonical, image.target)
+    return Pulled(reference.canonical, to_text(image.target.digest), to_text(chain), lazy_layers, len(diff_ids), received)
 
 
-def _store_documents(
-    containerd: Containerd, source: Source, reference: Reference, snapshotter: str, platform: Platform
-) -> tuple[Descriptor, Mapping[str, Any], Mapping[str, Any]]:
-    """Put index, manifest and configuration into the content store; what the image record points at, and the parsed two."""
+@dataclass(frozen=True, slots=True)
+class _Documents:
+    """What an image record is to point at, what manifest and configuration say, and the bytes that all of them took."""
+
+    target: Descriptor
+    layers: Sequence[Descriptor]
+    config: Mapping[str, Any]
+    config_digest: Digest
+    received: int
+
+
+def _store_documents(containerd: Containerd, source: Source, reference: Reference, platform: Platform) -> _Documents:
+    """Put index, manifest and configuration into the content store."""
     what = reference.canonical
     origin = {f"containerd.io/distribution.source.{reference.host}": reference.repository}
     target, data = source.manifest(reference.selector)
-    descriptor = target
+    descriptor, received = target, len(data)
     if documents.is_index(target.media_type):
         entries = [documents.descriptor_from_json(entry, what) for entry in documents.parse_object(data, what)["manifests"]]
         # Only the chosen platform is stored; the labels name all, as containerd's client does.
         labels = {f"containerd.io/gc.ref.content.m.{i}": to_text(entry.digest) for i, entry in enumerate(entries)}
         containerd.write_content(target, iter([data]), {**labels, **origin})
         descriptor, data = source.manifest(to_text(select(entries, platform, what).digest))
+        received += len(data)
     manifest = documents.parse_object(data, what)
     if not isinstance(manifest.get("layers"), list) or "config" not in manifest:
         raise CorruptError(f"{what}: its manifest has no layers or no configuration")
@@ -124,8 +133,9 @@ def _store_documents(
     if config.size > MANIFEST_MAX:
         raise CorruptError(f"{what}: a configuration of {config.size} bytes, at most {MANIFEST_MAX} are read")
     labels = {"containerd.io/gc.ref.content.config": to_text(config.digest)}
-    for number, layer in enumerate(manifest["layers"]):
-        labels[f"containerd.io/gc.ref.content.l.{number}"] = to_text(documents.descriptor_from_json(layer, what).digest)
+    layers = [documents.descriptor_from_json(layer, what) for layer in manifest["layers"]]
+    for number, layer in enumerate(layers):
+        labels[f"containerd.io/gc.ref.content.l.{number}"] = to_text(layer.digest)
     config_data = source.read_blob(config)
     parsed = documents.parse_object(config_data, f"configuration of {what}")
     if descriptor is target and "os" in parsed and "architecture" in parsed:
@@ -133,7 +143,7 @@ def _store_documents(
         select([dataclasses.replace(target, platform=parsed)], platform, what)
     containerd.write_content(descriptor, iter([data]), {**labels, **origin})
     containerd.write_content(config, iter([config_data]), origin)
-    return target, manifest, parsed
+    return _Documents(target, layers, parsed, config.digest, received + len(config_data))
 
 
 def _diff_ids(config: Mapping[str, Any], layers: int, reference: Reference) -> Sequence[Digest]:
@@ -152,11 +162,12 @@ def _unpack(
     diff_id: Digest,
     parent: Digest | None,
     chain: Digest,
-) -> bool:
-    """Make the snapshot of `chain`; whether that took no download."""
+    progress: Callable[[Event], None],
+) -> tuple[bool, int]:
+    """Make the snapshot of `chain`; whether it is lazy, and the bytes of the layer that were downloaded."""
     name = to_text(chain)
     if containerd.has_snapshot(snapshotter, name):
-        return puzzlefs_layer(layer.annotations) is not None
+        return puzzlefs_layer(layer.annotations) is not None, 0
     labels = {key: value for key, value in layer.annotations.items() if key.startswith(LABEL_PREFIX)}
     ours = puzzlefs_layer(labels) is not None
     labels |= {SNAPSHOT_REF: name, IMAGE_REF: reference.canonical}
@@ -165,7 +176,7 @@ def _unpack(
     try:
         mounts = containerd.prepare(snapshotter, key, parent_name, labels)
     except AlreadyExistsError:
-        return ours
+        return ours, 0
     try:
         if ours:
             raise FailedPreconditionError(
@@ -173,7 +184,7 @@ def _unpack(
                 "is it puzzlefs-snapshotter, and registered as a proxy plugin in containerd's configuration?"
             )
         with source.open_blob(layer) as stream:
-            containerd.write_content(layer, _pieces(stream), {})
+            containerd.write_content(layer, _pieces(stream, layer, progress), {})
         applied = containerd.apply(layer, mounts)
         if applied != diff_id:
             raise CorruptError(f"layer {to_text(layer.digest)} unpacks to {to_text(applied)}, not to {to_text(diff_id)}")
@@ -182,9 +193,12 @@ def _unpack(
         containerd.remove_snapshot(snapshotter, key)
         raise
     containerd.label_content(layer.digest, {"containerd.io/uncompressed": to_text(diff_id)})
-    return False
+    return False, layer.size
 
 
-def _pieces(stream: BinaryIO) -> Iterator[bytes]:
+def _pieces(stream: BinaryIO, layer: Descriptor, progress: Callable[[Event], None]) -> Iterator[bytes]:
+    received = 0
     while piece := stream.read(_READ_SIZE):
+        received += len(piece)
+        progress(LayerArriving(to_text(layer.digest), received, layer.size))
         yield piece

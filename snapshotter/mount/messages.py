@@ -1,4 +1,5 @@
-"""JSON messages over a SEQPACKET socket, descriptors beside them: between the daemon and the processes that outlive it.
+"""JSON messages over a SEQPACKET socket, descriptors beside them: between the daemon, the processes that outlive it, and the
+command that has it pull.
 
 One message is one packet. Both ends are ours, but a worker handles hostile images all day: what comes is checked like any
 input. Imports next to nothing, since the keeper of descriptors is to be small.
@@ -12,7 +13,8 @@ import os
 import socket
 from typing import Any
 
-from snapshotter.errors import InvalidError
+from snapshotter import errors
+from snapshotter.errors import InvalidError, PuzzlefsError
 
 MESSAGE_MAX = 64 << 10
 """Longest message in bytes; a layer's description with all its packs takes about 5 KiB."""
@@ -31,7 +33,7 @@ def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> No
     """
     data = json.dumps(message, separators=(",", ":")).encode()
     if len(data) > MESSAGE_MAX:
-        raise InvalidError(f"a message of {len(data)} bytes to or from a mount worker, at most {MESSAGE_MAX} are allowed")
+        raise InvalidError(f"a message of {len(data)} bytes to or from the daemon, at most {MESSAGE_MAX} are allowed")
     if fds:
         socket.send_fds(sock, [data], list(fds))
     else:
@@ -54,13 +56,13 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         if not data and not fds:
             return None
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise InvalidError("a message between daemon and mount worker was cut")
+            raise InvalidError("a message to or from the daemon was cut")
         message = json.loads(data)
         if not isinstance(message, dict):
-            raise InvalidError("a message between daemon and mount worker is no object")
+            raise InvalidError("a message to or from the daemon is no object")
     except (ValueError, InvalidError, RecursionError) as error:
         close_all(fds)
-        raise InvalidError(f"malformed message between daemon and mount worker: {error}") from error
+        raise InvalidError(f"malformed message to or from the daemon: {error}") from error
     return message, fds
 
 
@@ -87,5 +89,20 @@ def typed(message: Message, key: str, kind: type) -> Any:
     """
     value = message.get(key)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InvalidError(f"{key} of a message between daemon and mount worker is {value!r}, not {kind.__name__}")
+        raise InvalidError(f"{key} of a message to or from the daemon is {value!r}, not {kind.__name__}")
     return value
+
+
+def error_message(seq: object, error: Exception) -> Message:
+    """What answers a request that failed, under the category of its error."""
+    category = next((kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__), type(error))
+    return {"re": seq, "error": str(error)[:4096], "type": category.__name__}
+
+
+def parse_error(message: Message) -> PuzzlefsError:
+    """The error that an answer carries, in its category; `InvalidError` where that is none of ours."""
+    kind = getattr(errors, str(message.get("type")), None)
+    text = str(message.get("error"))
+    if isinstance(kind, type) and issubclass(kind, PuzzlefsError) and kind is not PuzzlefsError:
+        return kind(text)
+    return InvalidError(f"{message.get('type')}: {text}")

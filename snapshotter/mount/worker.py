@@ -176,7 +176,7 @@ class Worker:
         try:
             received = messages.receive(self._control)
         except InvalidError as error:
-            self._send(workerproto.error_message(None, error))
+            self._send(messages.error_message(None, error))
             return True
         if received is None:
             with self._send_lock:
@@ -192,7 +192,7 @@ class Worker:
         try:
             result = self._do(message, fds, given)
         except Exception as error:
-            self._send(workerproto.error_message(seq, error))
+            self._send(messages.error_message(seq, error))
         else:
             self._send({"re": seq, **result}, tuple(given))
         finally:

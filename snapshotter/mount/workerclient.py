@@ -337,5 +337,5 @@ def _taken(answer: Answer) -> Answer:
     message, fds = answer
     if "error" in message:
         messages.close_all(fds)
-        raise workerproto.parse_error(message)
+        raise messages.parse_error(message)
     return answer

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from snapshotter import errors
-from snapshotter.errors import InvalidError, PuzzlefsError
+from snapshotter.errors import InvalidError
 from snapshotter.mount.failures import FailureReport
 from snapshotter.mount.messages import Message, typed
 from snapshotter.mount.wire import Negotiated
@@ -117,21 +116,6 @@ def parse_event(message: Message) -> Event:
             return FailureReport(**texts, **numbers)
         case other:
             raise InvalidError(f"unknown event {other!r}")
-
-
-def error_message(seq: object, error: Exception) -> Message:
-    """The answer to a request that failed, under the category of its error."""
-    category = next((kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__), type(error))
-    return {"re": seq, "error": str(error)[:4096], "type": category.__name__}
-
-
-def parse_error(message: Message) -> PuzzlefsError:
-    """The error that an answer carries, in its category; `InvalidError` where that is none of ours."""
-    kind = getattr(errors, str(message.get("type")), None)
-    text = str(message.get("error"))
-    if isinstance(kind, type) and issubclass(kind, PuzzlefsError) and kind is not PuzzlefsError:
-        return kind(text)
-    return InvalidError(f"{message.get('type')}: {text}")
 
 
 def hello_message(hello: Hello) -> Message:

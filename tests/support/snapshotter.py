@@ -68,6 +68,16 @@ class Snapshotter:
         self.service: Service
         self.start()
 
+    def pull(
+        self, reference: str, namespace: str, *more: str | Path, check: bool = True, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        """``puzzlefs pull`` by this daemon into `namespace` of its containerd.
+
+        Raises:
+            CommandError: it failed, and `check` is set.
+        """
+        return puzzlefs("pull", reference, "--socket", self.socket, "-n", namespace, *more, check=check, timeout=timeout)
+
     def start(self) -> None:
         """Start the daemon; returns when it takes connections."""
         command: list[str | Path] = [

@@ -94,7 +94,7 @@ class Node:
     def pull_lazily(self, name: str) -> str:
         """``puzzlefs pull``; returns the full reference."""
         reference = self.reference(name)
-        puzzlefs("pull", reference, "-a", self.containerd.socket, "-n", self.containerd.namespace)
+        self.snapshotter.pull(reference, self.containerd.namespace)
         return reference
 
     def left(self) -> list[str]:

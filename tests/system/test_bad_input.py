@@ -70,8 +70,7 @@ def image(tmp_path: Path) -> Image:
         (["diff", "{tmp}/good:v1"], USAGE, "Missing argument"),
         (["diff", "{tmp}/good:v1", "{tmp}/good:v2"], USAGE, "not a PuzzleFS image"),
         (["pull"], USAGE, "Missing argument"),
-        (["pull", "-a", "{tmp}/no.sock", f"{NOWHERE}/a:v1"], UNAVAILABLE, "no.sock"),
-        (["pull", f"{NOWHERE}/UPPER"], USAGE, "UPPER"),
+        (["pull", "--socket", "{tmp}/no.sock", f"{NOWHERE}/a:v1"], UNAVAILABLE, "no-pull.sock"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -127,6 +126,8 @@ def _complaint_after_steps(done: subprocess.CompletedProcess[str]) -> tuple[int,
     ("reference", "more", "status", "says"),
     [
         ("plain:missing", [], NOT_FOUND, "missing"),
+        ("UPPER", [], USAGE, "UPPER"),
+        ("plain:puzzlefs", ["--platform", "linux"], USAGE, "OS/ARCHITECTURE"),
         ("no/such/repository:v1", [], NOT_FOUND, "no/such/repository"),
         ("plain:puzzlefs", ["--snapshotter", "nonsense"], USAGE, "nonsense"),
         ("plain:puzzlefs", ["--platform", "plan9/vax"], NOT_FOUND, "plan9/vax"),
@@ -135,7 +136,7 @@ def _complaint_after_steps(done: subprocess.CompletedProcess[str]) -> tuple[int,
 def test_pull(reference: str, more: list[str], status: int, says: str, node: Node, server: Server, plain: Published) -> None:
     """A pull that cannot be done leaves no image, no content and no snapshot."""
     containerd = node.containerd
-    done = puzzlefs("pull", node.reference(reference), "-a", containerd.socket, "-n", containerd.namespace, *more, check=False)
+    done = node.snapshotter.pull(node.reference(reference), containerd.namespace, *more, check=False)
     code, line = _complaint(done)
     assert says in line
     assert code == status, line

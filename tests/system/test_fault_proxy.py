@@ -25,7 +25,6 @@ from tests.support import processes, samples
 from tests.support.faultproxy import FAULTS, FaultProxy
 from tests.support.images import Layer, write_image
 from tests.support.processes import CommandError
-from tests.support.snapshotter import puzzlefs
 from tests.system.conftest import Node, Published, Server, started
 
 pytestmark = pytest.mark.root
@@ -119,8 +118,7 @@ def forget(node: Node) -> None:
 def container(node: Node, proxy: FaultProxy, image: str, files: Mapping[str, bytes]) -> str:
     """Pull the image anew and start it: what came of it."""
     reference = f"{proxy.address}/{image}"
-    words = ("-a", node.containerd.socket, "-n", node.containerd.namespace, "--config", node.snapshotter.config)
-    pulled = puzzlefs("pull", reference, *words, check=False, timeout=LIMIT * 3)
+    pulled = node.snapshotter.pull(reference, node.containerd.namespace, check=False, timeout=LIMIT * 3)
     assert "Traceback" not in pulled.stderr, pulled.stderr
     if pulled.returncode != 0:
         assert pulled.stderr.startswith("puzzlefs: "), pulled.stderr
@@ -198,7 +196,7 @@ def test_right_bytes_or_an_error_and_nothing_left(server: Server, tmp_path: Path
 def pull(node: Node, proxy: FaultProxy, published: Published) -> str:
     """Pull the image lazily through the proxy; returns its reference."""
     reference = f"{proxy.address}/{published.lazy}"
-    puzzlefs("pull", reference, "-a", node.containerd.socket, "-n", node.containerd.namespace)
+    node.snapshotter.pull(reference, node.containerd.namespace)
     return reference
 
 

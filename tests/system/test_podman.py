@@ -106,6 +106,7 @@ def machine(request: pytest.FixtureRequest, server: Server) -> Iterator[Machine]
             directory / "s",
             plain_http=[server.relay.address],
             read_timeout=5,
+            containerd=directory / "c" / "containerd.sock",
             settings=f'[layer_store]\nmountpoint = "{store}"\n',
             enter=() if namespace is None else namespace.enter(),
         )
@@ -203,7 +204,7 @@ def test_chunks_are_shared_with_containerd(machine: Machine, server: Server, pla
     containerd = Containerd(machine.directory / "c", machine.snapshotter.socket)
     try:
         reference = machine.reference(plain.lazy)
-        puzzlefs("pull", reference, "-a", containerd.socket, "-n", containerd.namespace)
+        machine.snapshotter.pull(reference, containerd.namespace)
         read = ("/bin/busybox", "cat", "/data/first", "/data/second", "/more/file")
         containerd.run(reference, "/bin/busybox", "md5sum", *read[2:], snapshotter="puzzlefs")
         server.relay.reset()

@@ -14,7 +14,6 @@ from snapshotter.format.annotations import MEDIA_TYPE_PACK
 from snapshotter.format.digest import chain_id, from_text, to_text
 from tests.support.processes import CommandError, run
 from tests.support.relay import Relay
-from tests.support.snapshotter import puzzlefs
 from tests.system.conftest import Node, Published, Server
 
 pytestmark = pytest.mark.root
@@ -105,14 +104,12 @@ def test_puzzlefs_pull_goes_through_mirrors(node: Node, server: Server, plain: P
         directory = node.snapshotter.hosts / node.relay.address
         directory.mkdir(parents=True)
         (directory / "hosts.toml").write_text(f'[host."http://{gone.address}"]\n[host."http://{mirror.address}"]\n')
-        config = ("--config", node.snapshotter.config)
-        target = ("-a", node.containerd.socket, "-n", node.containerd.namespace)
         with node.relay.gone():
             reference = node.reference(plain.lazy)
-            puzzlefs("pull", reference, *target, *config)
+            node.snapshotter.pull(reference, node.containerd.namespace)
             assert node.containerd.run(reference, *READ, snapshotter="puzzlefs").text
             mirror.close()
-            failed = puzzlefs("pull", node.reference("plain:other"), *target, *config, check=False)
+            failed = node.snapshotter.pull(node.reference("plain:other"), node.containerd.namespace, check=False)
         assert failed.returncode == 4
         for host in (gone.address, mirror.address, node.relay.address):
             assert f"{host}/plain: cannot reach" in failed.stderr

@@ -60,17 +60,17 @@ def test_other_messages_are_refused(message: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("error", [errors.NotFoundError("x"), errors.CorruptError("x"), errors.UnavailableError("x")])
 def test_errors_keep_their_category(error: errors.PuzzlefsError) -> None:
-    back = workerproto.parse_error(workerproto.error_message(1, error))
+    back = messages.parse_error(messages.error_message(1, error))
     assert (type(back), str(back)) == (type(error), "x")
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), errors.PuzzlefsError("x")])
 def test_other_errors_do_too_as_far_as_they_can(error: Exception) -> None:
-    assert isinstance(workerproto.parse_error(workerproto.error_message(1, error)), InvalidError)
+    assert isinstance(messages.parse_error(messages.error_message(1, error)), InvalidError)
 
 
 def test_a_subclass_arrives_as_its_category() -> None:
-    assert isinstance(workerproto.parse_error(workerproto.error_message(1, ChunkMissingError("x"))), errors.NotFoundError)
+    assert isinstance(messages.parse_error(messages.error_message(1, ChunkMissingError("x"))), errors.NotFoundError)
 
 
 def test_descriptors_travel_along(pair: tuple[socket.socket, socket.socket]) -> None:
