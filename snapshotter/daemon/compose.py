@@ -169,13 +169,13 @@ def running(config: Config, config_path: Path | None) -> Iterator[Callable[[], b
             cap=config.cache_cap,
             errors=errors,
         )
-        pull = functools.partial(pull_here, config.containerd_address, reach.registries)
-        stack.callback(PullServer(pull_socket(config.address), pull).close)
         stack.callback(StatusServer(socket_path(config.address), config.metrics_address, status.take).close)
         if config.peers.listen is not None:
             stack.callback(_serve_peers(config.peers, config.peers.listen, node).close)
         server.start()
         stack.callback(lambda: server.stop(STOP_GRACE).wait())
+        pull = functools.partial(pull_here, config.containerd_address, reach.registries)
+        stack.callback(PullServer(pull_socket(config.address), pull).close)  # pulls need the service: they are ended before it
         supervisor.stand_by()
         yield lambda: supervisor.is_well() and _answers(config.address)
 

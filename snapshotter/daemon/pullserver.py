@@ -54,6 +54,8 @@ class PullServer:
             try:
                 messages.send(connection, event_message(self._answer(connection)))
             except PuzzlefsError as error:
+                if self._closing.is_set():
+                    raise ClientGoneError from None  # it is the daemon's end that is in the way
                 messages.send(connection, messages.error_message(None, error))
             except (OSError, ClientGoneError):
                 raise
