@@ -139,10 +139,12 @@ class Containerd:
             CorruptError: `data` is not what `blob` describes.
         """
         what = f"storing {to_text(blob.digest)} in the content store"
-        with contextlib.suppress(AlreadyExistsError), _translated(what):
-            for _ in self._content.Write(_writes(blob, data, labels), metadata=self._metadata):
-                pass
-        self.label_content(blob.digest, labels)
+        try:
+            with _translated(what):
+                for _ in self._content.Write(_writes(blob, data, labels), metadata=self._metadata):
+                    pass
+        except AlreadyExistsError:
+            self.label_content(blob.digest, labels)
 
     def label_content(self, digest: Digest, labels: Mapping[str, str]) -> None:
         """Set labels of a stored blob, leaving the others."""

@@ -1,9 +1,9 @@
 """``puzzlefs pull``: what a lazy client of containerd does, for those whose client is not one (``ctr`` of containerd 1.6).
 
 The steps are those of containerd's own client with an unpacker: manifest and configuration go to the content store with the
-labels by which garbage collection finds everything below them, each layer is offered to the snapshotter by Prepare with the
-layer's annotations as labels, and the image record comes last. A layer that the snapshotter takes (AlreadyExists) is not
-downloaded; an ordinary layer of a mixed image is downloaded and unpacked as usual.
+labels by which garbage collection finds everything below them, each layer is meanwhile offered to the snapshotter by Prepare
+with the layer's annotations as labels, and the image record comes last. A layer that the snapshotter takes (AlreadyExists) is
+not downloaded; an ordinary layer of a mixed image is downloaded and unpacked as usual.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -83,49 +84,59 @@ def pull(
         FailedPreconditionError: a PuzzleFS layer was not taken: `snapshotter` is not ours.
         NotFoundError, UnavailableError, InvalidError, CorruptError: from the registry, containerd or the snapshotter.
     """
-    with containerd.lease():
-        image = _store_documents(containerd, source, reference, platform)
-        received = image.received
-        diff_ids = _diff_ids(image.config, len(image.layers), reference)
-        chain: Digest | None = None
-        lazy_layers = 0
+    image = _read(source, reference, platform)
+    received = sum(len(document.data) for document in image.documents)
+    diff_ids = _diff_ids(image.config, len(image.layers), reference)
+    chain: Digest | None = None
+    lazy_layers = 0
+    with containerd.lease(), ThreadPoolExecutor(1, "documents") as pool:
+        # no layer waits for it, and containerd takes its time to have it on the disk
+        stored = pool.submit(_store, containerd, image.documents)
         for number, (layer, diff_id) in enumerate(zip(image.layers, diff_ids, strict=True), 1):
             parent, chain = chain, chain_id(chain, diff_id)
             lazy, downloaded = _unpack(containerd, source, reference, snapshotter, layer, diff_id, parent, chain, progress)
             lazy_layers += lazy
             received += downloaded
             progress(LayerDone(number, len(diff_ids), to_text(layer.digest), downloaded, lazy))
+        stored.result()
         if chain is None:
             raise InvalidError(f"{reference.canonical} has no layers")
-        containerd.label_content(image.config_digest, {f"containerd.io/gc.ref.snapshot.{snapshotter}": to_text(chain)})
-        containerd.put_image(reference.canonical, image.target)
-    return Pulled(reference.canonical, to_text(image.target.digest), to_text(chain), lazy_layers, len(diff_ids), received)
+        config = image.documents[-1].descriptor.digest
+        containerd.label_content(config, {f"containerd.io/gc.ref.snapshot.{snapshotter}": to_text(chain)})
+        containerd.put_image(reference.canonical, image.documents[0].descriptor)
+    manifest = to_text(image.documents[0].descriptor.digest)
+    return Pulled(reference.canonical, manifest, to_text(chain), lazy_layers, len(diff_ids), received)
 
 
 @dataclass(frozen=True, slots=True)
-class _Documents:
-    """What an image record is to point at, what manifest and configuration say, and the bytes that all of them took."""
+class _Document:
+    """A document of an image, and the labels that it is stored with."""
 
-    target: Descriptor
+    descriptor: Descriptor
+    data: bytes
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image's documents, from what its record is to point at to its configuration; what manifest and configuration say."""
+
+    documents: Sequence[_Document]
     layers: Sequence[Descriptor]
     config: Mapping[str, Any]
-    config_digest: Digest
-    received: int
 
 
-def _store_documents(containerd: Containerd, source: Source, reference: Reference, platform: Platform) -> _Documents:
-    """Put index, manifest and configuration into the content store."""
+def _read(source: Source, reference: Reference, platform: Platform) -> _Image:
     what = reference.canonical
     origin = {f"containerd.io/distribution.source.{reference.host}": reference.repository}
-    target, data = source.manifest(reference.selector)
-    descriptor, received = target, len(data)
-    if documents.is_index(target.media_type):
+    read: list[_Document] = []
+    descriptor, data = source.manifest(reference.selector)
+    if documents.is_index(descriptor.media_type):
         entries = [documents.descriptor_from_json(entry, what) for entry in documents.parse_object(data, what)["manifests"]]
         # Only the chosen platform is stored; the labels name all, as containerd's client does.
         labels = {f"containerd.io/gc.ref.content.m.{i}": to_text(entry.digest) for i, entry in enumerate(entries)}
-        containerd.write_content(target, iter([data]), {**labels, **origin})
+        read.append(_Document(descriptor, data, {**labels, **origin}))
         descriptor, data = source.manifest(to_text(select(entries, platform, what).digest))
-        received += len(data)
     manifest = documents.parse_object(data, what)
     if not isinstance(manifest.get("layers"), list) or "config" not in manifest:
         raise CorruptError(f"{what}: its manifest has no layers or no configuration")
@@ -138,12 +149,16 @@ def _store_documents(containerd: Containerd, source: Source, reference: Referenc
         labels[f"containerd.io/gc.ref.content.l.{number}"] = to_text(layer.digest)
     config_data = source.read_blob(config)
     parsed = documents.parse_object(config_data, f"configuration of {what}")
-    if descriptor is target and "os" in parsed and "architecture" in parsed:
+    if not read and "os" in parsed and "architecture" in parsed:
         # no index says what this image is for
-        select([dataclasses.replace(target, platform=parsed)], platform, what)
-    containerd.write_content(descriptor, iter([data]), {**labels, **origin})
-    containerd.write_content(config, iter([config_data]), origin)
-    return _Documents(target, layers, parsed, config.digest, received + len(config_data))
+        select([dataclasses.replace(descriptor, platform=parsed)], platform, what)
+    read += [_Document(descriptor, data, {**labels, **origin}), _Document(config, config_data, origin)]
+    return _Image(read, layers, parsed)
+
+
+def _store(containerd: Containerd, read: Sequence[_Document]) -> None:
+    for document in read:
+        containerd.write_content(document.descriptor, iter([document.data]), document.labels)
 
 
 def _diff_ids(config: Mapping[str, Any], layers: int, reference: Reference) -> Sequence[Digest]:
