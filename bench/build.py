@@ -23,6 +23,7 @@ from snapshotter.daemon.metadata import fetch
 from snapshotter.errors import NotFoundError
 from snapshotter.format.annotations import MetadataLayer
 from snapshotter.format.digest import Digest, sha256
+from snapshotter.format.message import Whole
 from snapshotter.format.model import ChunkVerity, DirEntry, Inode, Kind, RootfsContent
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import encode
@@ -204,7 +205,7 @@ class _One:
 
 def opening(message: bytes) -> Table:
     """What it takes to open a layer, as a whole."""
-    sealed: SealedMessage = seal(message)
+    sealed: SealedMessage = seal(Whole(message))
     layer = MetadataLayer(sha256(sealed.stored), sealed.diff_id, sealed.verity, ())
     rootfs = Rootfs.open(message)
     inodes = rootfs.inode_count

@@ -20,6 +20,7 @@ from snapshotter.build.tar import TarReader
 from snapshotter.build.tarheader import TarHeader
 from snapshotter.build.walk import FileReader, check_empty, walk
 from snapshotter.format.digest import Digest
+from snapshotter.format.message import Message, Room
 from snapshotter.format.model import ChunkVerity
 from snapshotter.format.writer import build
 
@@ -31,7 +32,7 @@ Verity = Callable[[Digest], bytes]
 class BuiltLayer:
     """A layer's metadata message, and its chunks in walk order, each once."""
 
-    message: bytes
+    message: Message
     chunks: Sequence[Digest]
 
 
@@ -113,17 +114,19 @@ def layer_from_directory(
     return root
 
 
-def build_layer(root: Node, verity: Verity, *, times: bool = True) -> BuiltLayer:
-    """The message of a tree whose files are cut; `verity` knows every chunk's fs-verity digest."""
+def build_layer(root: Node, verity: Verity, room: Room | None = None, *, times: bool = True) -> BuiltLayer:
+    """The message of a tree whose files are cut, made in `room`; `verity` knows every chunk's fs-verity digest."""
     numbering = number(root)
     chunks = distinct(numbering)
-    return BuiltLayer(layer_message(numbering, chunks, verity, times=times), chunks)
+    return BuiltLayer(layer_message(numbering, chunks, verity, room, times=times), chunks)
 
 
-def layer_message(numbering: Numbering, chunks: Sequence[Digest], verity: Verity, *, times: bool = True) -> bytes:
+def layer_message(
+    numbering: Numbering, chunks: Sequence[Digest], verity: Verity, room: Room | None = None, *, times: bool = True
+) -> Message:
     """The message of a tree in walk order with these `distinct` chunks; the rest as `build_layer` has it."""
     pairs = (ChunkVerity(digest, verity(digest)) for digest in sorted(chunks))
-    return build([len(numbering.nodes)], [each_inode(numbering)], len(chunks), pairs, times=times).take_bytes()
+    return build([len(numbering.nodes)], [each_inode(numbering)], len(chunks), pairs, times=times, room=room)
 
 
 def distinct(numbering: Numbering) -> DigestTable:

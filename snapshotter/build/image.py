@@ -32,6 +32,7 @@ from snapshotter.build.entries import number as walk_order
 from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.publish import PublishedLayer, Publisher, SealedMessage, seal
 from snapshotter.build.reuse import gather, read_json
+from snapshotter.build.segments import SegmentFiles
 from snapshotter.build.spool import ChunkSpool
 from snapshotter.build.spoolencoder import SpoolEncoder
 from snapshotter.errors import CorruptError, InvalidError, UnsupportedError
@@ -203,7 +204,7 @@ class _ImageReader:
         return layers, config
 
     def _seal(self, numbering: Numbering, chunks: Sequence[Digest]) -> SealedMessage:
-        return seal(layer_message(numbering, chunks, self._spool.verity))
+        return seal(layer_message(numbering, chunks, self._spool.verity, SegmentFiles(self._options.temporary)))
 
     def _layer(self, layer: Descriptor, diff_id: Digest, below: Sequence[Node]) -> Node:
         name = to_text(layer.digest)

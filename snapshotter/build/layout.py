@@ -6,6 +6,7 @@ bytes; the fs-verity digest is always that of the blob, which upstream gets wron
 
 from __future__ import annotations
 
+import hashlib
 import io
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -25,14 +26,16 @@ from snapshotter.build.entries import Node
 from snapshotter.build.image import Options
 from snapshotter.build.mtimes import Retime, keep
 from snapshotter.build.progress import Report, silent
+from snapshotter.build.segments import SegmentFiles
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format import codec
 from snapshotter.format.compression import seekable
 from snapshotter.format.digest import Digest, sha256, to_text
+from snapshotter.format.message import Message, MessageStream, Room
 from snapshotter.format.model import CHUNK_MAX, ChunkVerity, RootfsContent
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.format.verity import DIGEST_SIZE, verity_digest
-from snapshotter.format.writer import encode
+from snapshotter.format.verity import DIGEST_SIZE, VerityHasher, verity_digest
+from snapshotter.format.writer import build, encode
 from snapshotter.registry.base import Descriptor, ImageStore, Layout, NamingStore, WritableLayout
 from snapshotter.registry.documents import OCI_MANIFEST, canonical_json, descriptor_to_json, is_index
 from snapshotter.registry.platforms import Platform
@@ -85,18 +88,19 @@ def build_layout(
     with ParallelEncoder(chunks.encode, chunks.take, chosen.cutting.maximum, chosen.workers) as encoder:
         root = layer_from_directory(tree, encoder, chosen.cutting, report)
     retime(root)
+    room = SegmentFiles(chosen.temporary)
     if below is None:
-        built = build_layer(root, chunks.verity)
+        built = build_layer(root, chunks.verity, room)
         del root
         return publish_layout(layout, tag, built.message, chunk_descriptors(built.chunks, chunks.size, compressed=compress))
     try:
-        message, descriptors = _over(below, root, layout, chunks)
+        message, descriptors = _over(below, root, layout, chunks, room)
     finally:
         below.close()
     return publish_layout(layout, tag, message, descriptors)
 
 
-def _over(below: Rootfs, root: Node, layout: Layout, chunks: LayoutChunks) -> tuple[bytes, list[Descriptor]]:
+def _over(below: Rootfs, root: Node, layout: Layout, chunks: LayoutChunks, room: Room) -> tuple[Message, list[Descriptor]]:
     """The message of the image `below` with `root` over it, and the descriptors of all chunks that its files need."""
     layers = below.stored()
     new = delta(root, below)
@@ -118,7 +122,7 @@ def _over(below: Rootfs, root: Node, layout: Layout, chunks: LayoutChunks) -> tu
         verity[digest] = recorded
         descriptors.append(Descriptor(FILEDATA_ZSTD_TYPE if is_compressed else FILEDATA_TYPE, digest, size))
     pairs = [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]
-    return encode(RootfsContent(layers, pairs)), descriptors
+    return build(list(map(len, layers)), layers, len(pairs), pairs, room=room), descriptors
 
 
 def _stored_chunk(layout: Layout, digest: Digest, recorded: bytes | None) -> tuple[int, bytes]:
@@ -172,10 +176,15 @@ def chunk_descriptors(chunks: Iterable[Digest], size: Callable[[Digest], int], *
     return (Descriptor(kind, digest, size(digest)) for digest in chunks)
 
 
-def publish_layout(layout: ImageStore, tag: str, message: bytes, chunks: Iterable[Descriptor]) -> BuiltLayout:
+def publish_layout(layout: ImageStore, tag: str, message: Message, chunks: Iterable[Descriptor]) -> BuiltLayout:
     """Store the metadata `message` of an image whose `chunks` are stored, its manifest, and the tag, in this order."""
-    rootfs = describe(ROOTFS_TYPE, message, {VERITY_ANNOTATION: verity_digest(message).hex()})
-    layout.put_blob(rootfs, io.BytesIO(message))
+    name, verity = hashlib.sha256(), VerityHasher()
+    for part in message.parts():
+        name.update(part)
+        verity.update(part)
+    said = {VERITY_ANNOTATION: verity.digest().hex()}
+    rootfs = Descriptor(ROOTFS_TYPE, Digest(name.digest()), message.size, said)
+    layout.put_blob(rootfs, io.BufferedReader(MessageStream(message)))
     layout.put_blob(describe(EMPTY_TYPE, b"{}"), io.BytesIO(b"{}"))
     content = _manifest(chain([rootfs], chunks))
     here = Platform.of_this_machine()

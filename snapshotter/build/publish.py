@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
@@ -18,13 +19,18 @@ from snapshotter.build.reuse import KnownPacks, StoredPack
 from snapshotter.build.rewrite import PackCopier
 from snapshotter.build.spool import ChunkSpool, SpooledChunk
 from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK, MetadataLayer, PackLayer
-from snapshotter.format.compression import METADATA_LEVEL, compress
+from snapshotter.format.compression import METADATA_LEVEL, compress, compress_parts
 from snapshotter.format.digest import Digest, sha256, to_text
-from snapshotter.format.verity import verity_digest
+from snapshotter.format.message import Message
+from snapshotter.format.verity import VerityHasher, verity_digest
 from snapshotter.registry.base import Descriptor, ImageStore, NamingStore
 
 PUTS = 2
 """Packs that are stored at a time."""
+
+WHOLE_MAX = 16 << 20
+"""Messages that are not longer, in bytes, are compressed from memory, in one piece; longer ones as they are read, which zstd
+may give other bytes for (docs/format.md, section 5)."""
 
 _BUFFER = 1 << 20
 
@@ -38,9 +44,21 @@ class SealedMessage:
     verity: bytes
 
 
-def seal(message: bytes) -> SealedMessage:
+def seal(message: Message) -> SealedMessage:
     """Compress and name a layer's message. The same message gives the same bytes whatever the options of a build are."""
-    return SealedMessage(compress(message, METADATA_LEVEL), sha256(message), verity_digest(message))
+    if message.size <= WHOLE_MAX:
+        data = message.to_bytes()
+        return SealedMessage(compress(data, METADATA_LEVEL), sha256(data), verity_digest(data))
+    name, verity = hashlib.sha256(), VerityHasher()
+
+    def passing() -> Iterator[bytes | memoryview]:
+        for part in message.parts():
+            name.update(part)
+            verity.update(part)
+            yield part
+
+    stored = b"".join(compress_parts(passing(), message.size, METADATA_LEVEL))
+    return SealedMessage(stored, Digest(name.digest()), verity.digest())
 
 
 @dataclass(frozen=True, slots=True)

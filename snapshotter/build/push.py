@@ -21,6 +21,7 @@ from snapshotter.build.spoolencoder import SpoolEncoder
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format.compression import decode_seekable
 from snapshotter.format.digest import Digest, to_text
+from snapshotter.format.message import Whole
 from snapshotter.format.model import CHUNK_MAX, FileChunk
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.registry.base import Descriptor, ImageStore, Layout
@@ -128,7 +129,7 @@ def _layer(message: bytes, rootfs: Rootfs, renamed: _Renamed, verity: Verity) ->
         content.chunks = [_rename(chunk, renamed[chunk.digest, chunk.compressed]) for chunk in content.chunks or ()]
     as_it_is = all(chunk.digest == digest and rootfs.verity(digest) == verity(digest) for (digest, _), chunk in renamed.items())
     if as_it_is:
-        return BuiltLayer(message, [chunk.digest for chunk in renamed.values()])
+        return BuiltLayer(Whole(message), [chunk.digest for chunk in renamed.values()])
     settle(tree)
     return build_layer(tree, verity)
 

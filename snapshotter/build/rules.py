@@ -195,7 +195,7 @@ class _Check:
             # Upstream's builder does so over a base layer, to what were hard links; of a single layer nobody does.
             (found.notes if self._layers > 1 else found.errors).add(several)
 
-    def _is_same(self, parts: Iterator[bytes | bytearray]) -> bool:
+    def _is_same(self, parts: Iterator[bytes | memoryview]) -> bool:
         view = memoryview(self._message)
         at = 0
         for part in parts:

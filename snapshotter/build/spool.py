@@ -33,7 +33,7 @@ class _AppendFile:
         try:
             self._file = tempfile.TemporaryFile(dir=directory, prefix="puzzlefs-", buffering=0)  # noqa: SIM115  # closed by close()
         except OSError as error:
-            raise _failure(error, directory) from None
+            raise no_room(error, directory) from None
         self._directory = directory
         self._pending = bytearray()
         self._flushed = 0
@@ -84,7 +84,7 @@ class _AppendFile:
         try:
             written = os.writev(self._file.fileno(), pieces)
         except OSError as error:
-            raise _failure(error, self._directory) from None
+            raise no_room(error, self._directory) from None
         self._flushed += written
         return written
 
@@ -92,7 +92,8 @@ class _AppendFile:
         self._file.close()
 
 
-def _failure(error: OSError, directory: Path | None) -> FailedPreconditionError:
+def no_room(error: OSError, directory: Path | None) -> FailedPreconditionError:
+    """What to raise where temporary data cannot be kept in `directory`."""
     place = directory or tempfile.gettempdir()
     return FailedPreconditionError(
         f"cannot keep temporary data in {place}: {error.strerror}; name another directory with TMPDIR"

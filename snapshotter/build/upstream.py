@@ -22,10 +22,11 @@ from snapshotter.build.entries import Node, inode
 from snapshotter.build.image import Options
 from snapshotter.build.layout import BuiltLayout, LayoutChunks, chunk_descriptors, publish_layout, read_rootfs
 from snapshotter.build.progress import Progress, Report, silent
+from snapshotter.build.segments import SegmentFiles
 from snapshotter.format.digest import Digest, Digests
-from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind, RootfsContent, Xattr
+from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind, Xattr
 from snapshotter.format.verity import verity_digest
-from snapshotter.format.writer import encode
+from snapshotter.format.writer import build
 from snapshotter.registry.base import NamingStore
 
 
@@ -56,7 +57,9 @@ def build_upstream(
     if not any(_same(new, layer) for layer in layers):
         layers = [new, *layers]
     verity.update(chunks.verities())
-    message = encode(RootfsContent(layers, [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]), times=False)
+    pairs = (ChunkVerity(digest, verity[digest]) for digest in sorted(verity))
+    room = SegmentFiles((options or Options()).temporary)
+    message = build(list(map(len, layers)), layers, len(verity), pairs, times=False, room=room)
     if below is not None:
         below.close()
     return publish_layout(layout, tag, message, chunk_descriptors(chunks.order(), chunks.size, compressed=compress))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import zstandard
 
@@ -101,6 +101,24 @@ def decode_group(stored: bytes) -> bytes:
 def compress(data: bytes, level: int = DEFAULT_LEVEL) -> bytes:
     """`data` as one zstd frame with its content size. The same input and libzstd give the same bytes."""
     return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(data)
+
+
+def compress_parts(parts: Iterable[bytes | memoryview], size: int, level: int) -> Iterator[bytes]:
+    """`parts`, `size` bytes together, as one zstd frame with its content size. Where `parts` begin and end does not matter.
+
+    zstd copies what comes into a window of its own and compresses it a block at a time, whenever a block is full. What comes
+    of that is not always what `compress` makes of the same bytes.
+
+    Raises:
+        ValueError: there are less or more bytes than `size`.
+    """
+    stream = zstandard.ZstdCompressor(level=level, write_content_size=True).compressobj(size=size)
+    try:
+        for part in parts:
+            yield stream.compress(part)
+        yield stream.flush()
+    except zstandard.ZstdError as error:
+        raise ValueError(f"there are not {size} bytes to compress: {error}") from error
 
 
 def decompress(data: bytes, limit: int) -> bytes:

@@ -18,8 +18,10 @@ Pointer encodings are those of the Cap'n Proto encoding specification. Places ar
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 _FIRST_SEGMENT_WORDS = 1024
 _PUT_POINTER = struct.Struct("<II").pack_into
@@ -34,22 +36,117 @@ LIST_OF_STRUCTS = 7
 _LIST_SIZES = {"B": 2, "I": 4, "Q": 5}
 
 
+_PART = 1 << 20
+"""Most bytes of a message that are handed over at a time."""
+
+
+class Room(Protocol):
+    """Where a message is while it is made."""
+
+    def segment(self, size: int) -> bytearray | mmap.mmap:
+        """So many bytes, all zero, for one segment."""
+        ...
+
+    def rest(self) -> None:
+        """Called now and then, while the message is made and while it is read: memory that is not in use may go."""
+        ...
+
+
+class Memory:
+    """A `Room` in memory."""
+
+    def segment(self, size: int) -> bytearray | mmap.mmap:
+        """See `Room`. What is not used of a large one takes none."""
+        return bytearray(size) if size < _PART else mmap.mmap(-1, size)
+
+    def rest(self) -> None:
+        """All of it is in use."""
+
+
+class Message(Protocol):
+    """The bytes of a message, for those who need not have all of them at once."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """All of them, in order; each part is good until the next one is asked for."""
+        ...
+
+    def to_bytes(self) -> bytes:
+        """All of them as one."""
+        ...
+
+
+class Whole:
+    """A `Message` that is in memory."""
+
+    def __init__(self, message: bytes) -> None:
+        """All of its bytes."""
+        self._message = message
+
+    @property
+    def size(self) -> int:
+        """See `Message`."""
+        return len(self._message)
+
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """See `Message`."""
+        yield self._message
+
+    def to_bytes(self) -> bytes:
+        """See `Message`."""
+        return self._message
+
+
+class MessageStream(io.RawIOBase):
+    """Reads a message, from its beginning to its end."""
+
+    def __init__(self, message: Message) -> None:
+        """Reads `message`."""
+        self._parts = message.parts()
+        self._part: bytes | memoryview = b""
+        self._at = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """See `io.RawIOBase`."""
+        if self._at == len(self._part):
+            self._part, self._at = next(self._parts, b""), 0
+        count = min(len(buffer), len(self._part) - self._at)
+        buffer[:count] = self._part[self._at : self._at + count]
+        self._at += count
+        return count
+
+
 class Segment:
-    """One segment: its number, its bytes so far (whole words), and how many words may still be allocated."""
+    """One segment: its number, its bytes, how many of its words are allocated, and how many more may be."""
 
-    __slots__ = ("data", "free", "number")
+    __slots__ = ("data", "free", "number", "used")
 
-    def __init__(self, number: int, capacity: int) -> None:
+    def __init__(self, number: int, capacity: int, data: bytearray | mmap.mmap) -> None:
         self.number = number
+        self.used = 0
         self.free = capacity
-        self.data = bytearray()
+        self.data = data
 
     def take(self, words: int) -> int:
         """Allocate `words` zeroed words; the first one's number."""
-        at = len(self.data) // 8
-        self.data += bytes(8 * words)
+        at = self.used
+        self.used += words
         self.free -= words
         return at
+
+    def append(self, piece: bytes) -> None:
+        """Allocate as many words as `piece` has, for it."""
+        start = self.used * 8
+        self.data[start : start + len(piece)] = piece
+        self.take(len(piece) // 8)
 
 
 class Struct:
@@ -101,10 +198,11 @@ class Struct:
 
 
 class MessageBuilder:
-    """A message that grows by allocation in the order of the calls; `to_bytes` ends it."""
+    """A message that grows by allocation in the order of the calls. It is a `Message` when all have been made."""
 
-    def __init__(self, data_words: int, pointers: int) -> None:
-        """Begin a message whose root is a struct of that size."""
+    def __init__(self, data_words: int, pointers: int, room: Room | None = None) -> None:
+        """Begin a message whose root is a struct of that size; in memory, if there is no other `room`."""
+        self._room = room or Memory()
         self._segments: list[Segment] = []
         self._next = _FIRST_SEGMENT_WORDS
         self._full = 0
@@ -149,40 +247,45 @@ class MessageBuilder:
         if free >= words:
             if free < total:
                 return 0
-            offset = len(segment.data) // 8 - at - 1
-            segment.data += piece
-            segment.free = free - total
+            offset = segment.used - at - 1
+            segment.append(piece)
             return pointer + (offset << 2)
         place = self._first_fit(words + 1)
         if place.free <= total:
             return 0
-        pad = len(place.data)
-        place.data += pointer.to_bytes(8, "little")
-        place.data += piece
-        place.free -= total + 1
+        pad = place.used << 3
+        place.append(pointer.to_bytes(8, "little"))
+        place.append(piece)
         return pad | _FAR | place.number << 32
 
-    def parts(self) -> Iterator[bytes | bytearray]:
-        """The message in the standard stream framing: number of segments less one, their lengths in words, the segments."""
-        lengths = [len(segment.data) // 8 for segment in self._segments]
+    def rest(self) -> None:
+        """To be called now and then while much is added: see `Room`."""
+        self._room.rest()
+
+    def _header(self) -> bytes:
+        lengths = [segment.used for segment in self._segments]
         header = struct.pack(f"<I{len(lengths)}I", len(lengths) - 1, *lengths)
-        yield header + bytes(-len(header) % 8)
+        return header + bytes(-len(header) % 8)
+
+    @property
+    def size(self) -> int:
+        """See `Message`."""
+        return len(self._header()) + sum(8 * segment.used for segment in self._segments)
+
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """The message in the standard stream framing: number of segments less one, their lengths in words, the segments."""
+        yield self._header()
         for segment in self._segments:
-            yield segment.data
+            end = 8 * segment.used
+            with memoryview(segment.data) as view:
+                for start in range(0, end, _PART):
+                    with view[start : min(start + _PART, end)] as part:
+                        yield part
+                    self._room.rest()
 
     def to_bytes(self) -> bytes:
-        """`parts` as one."""
-        return b"".join(self.parts())
-
-    def take_bytes(self) -> bytes:
-        """`to_bytes`, once: each segment is let go of as soon as it is copied, so that a large message is not there twice."""
-        whole = io.BytesIO()
-        for part in self.parts():
-            whole.write(part)
-            if isinstance(part, bytearray):
-                part.clear()
-        self._segments.clear()
-        return whole.getvalue()
+        """See `Message`."""
+        return b"".join(map(bytes, self.parts()))
 
     def _allocate(self, segment: Segment, at: int, words: int, kind: int, size: int) -> tuple[Segment, int]:
         """Take `words` words for the pointer in word `at`, write it (low bits `kind`, upper half `size`); where they are."""
@@ -208,6 +311,6 @@ class MessageBuilder:
     def _new_segment(self, words: int) -> Segment:
         capacity = max(words, self._next)
         self._next += capacity
-        segment = Segment(len(self._segments), capacity)
+        segment = Segment(len(self._segments), capacity, self._room.segment(8 * capacity))
         self._segments.append(segment)
         return segment

@@ -20,6 +20,36 @@ data size, root hash, salt, reserved: 256 bytes."""
 _SHA256 = 1  # FS_VERITY_HASH_ALG_SHA256, linux/fsverity.h
 
 
+class VerityHasher:
+    """The digest of a file whose bytes come in parts. A 128th of the file's size is in memory."""
+
+    def __init__(self) -> None:
+        """Of no bytes at first."""
+        self._size = 0
+        self._rest = b""
+        self._hashes = bytearray()
+
+    def update(self, data: bytes | memoryview) -> None:
+        """The next bytes."""
+        self._size += len(data)
+        view = memoryview(data)
+        if self._rest:
+            missing = BLOCK_SIZE - len(self._rest)
+            self._rest += view[:missing]
+            if len(self._rest) < BLOCK_SIZE:
+                return
+            self._hashes += _hash_blocks(memoryview(self._rest))
+            view = view[missing:]
+        full = len(view) - len(view) % BLOCK_SIZE
+        self._hashes += _hash_blocks(view[:full])
+        self._rest = bytes(view[full:])
+
+    def digest(self) -> bytes:
+        """The 32-byte fs-verity digest of all bytes so far."""
+        level = bytes(self._hashes) + _hash_blocks(memoryview(self._rest))
+        return _describe(self._size, _root(level) if self._size else bytes(DIGEST_SIZE))
+
+
 def verity_digest(data: bytes | bytearray | memoryview) -> bytes:
     """The 32-byte fs-verity digest of a file that holds `data`."""
     view = memoryview(data)

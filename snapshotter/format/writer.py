@@ -10,11 +10,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-from snapshotter.format.message import LIST_OF_BYTES, LIST_OF_STRUCTS, MessageBuilder, Segment, Struct
+from snapshotter.format.message import LIST_OF_BYTES, LIST_OF_STRUCTS, MessageBuilder, Room, Segment, Struct
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 
 MANIFEST_VERSION = 3
 DIGEST_SIZE = 32
+
+_STRIDE = 8192
+"""After so many inodes, 1 or 2 MB of the message, what they are written to may go to where it is kept."""
 
 _LIST = 1  # the low bits of a pointer to a list; those of one to a struct are zero
 _ROOT = (1, 2)  # data words and pointers of each struct
@@ -62,20 +65,25 @@ def build(
     verity: Iterable[ChunkVerity],
     *,
     times: bool = True,
+    room: Room | None = None,
 ) -> MessageBuilder:
     """The message of `encode`, from inodes and fs-verity digests that are taken one by one: `counts` of them in each layer.
+
+    It is made in `room`, if one is named.
 
     Raises:
         ValueError: there are more or less of something than was said.
     """
-    message = MessageBuilder(*_ROOT)
+    message = MessageBuilder(*_ROOT, room)
     root = message.root
     root.u64(0, MANIFEST_VERSION)
     vectors = root.structs(0, len(counts), *_VECTOR)
     for vector, count, inodes in zip(vectors, counts, layers, strict=True):
         _write_layer(message, vector, count, inodes, times=times)
     pairs = root.structs(1, verity_count, *_VERITY)
-    for slot, pair in zip(pairs, verity, strict=True):
+    for number, (slot, pair) in enumerate(zip(pairs, verity, strict=True)):
+        if not number % _STRIDE:
+            message.rest()
         slot.data(0, pair.digest)
         slot.data(1, pair.verity)
     return message
@@ -83,7 +91,9 @@ def build(
 
 def _write_layer(message: MessageBuilder, vector: Struct, count: int, inodes: Iterable[Inode], *, times: bool) -> None:
     size = _INODE if times else _INODE_WITHOUT_TIMES
-    for slot, inode in zip(vector.structs(0, count, *size), inodes, strict=True):
+    for number, (slot, inode) in enumerate(zip(vector.structs(0, count, *size), inodes, strict=True)):
+        if not number % _STRIDE:
+            message.rest()
         segment, word = slot.segment, slot.word
         at = word + size[0]
         kind = inode.kind

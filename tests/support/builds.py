@@ -52,7 +52,7 @@ class Builder:
         return build_layer(tree, self.spool.verity, times=times)
 
     def rootfs(self, tree: Node) -> Rootfs:
-        return Rootfs.open(self.layer(tree).message)
+        return Rootfs.open(self.layer(tree).message.to_bytes())
 
     def content(self, node: Node) -> bytes:
         """The bytes of a file."""

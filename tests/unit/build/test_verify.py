@@ -30,6 +30,7 @@ from snapshotter.format.annotations import (
 )
 from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, from_text, sha256, to_text
+from snapshotter.format.message import Whole
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent
 from snapshotter.format.pack import PackIndex
 from snapshotter.format.verity import verity_digest
@@ -305,7 +306,7 @@ def directory(ino: int, *entries: tuple[int, bytes]) -> Inode:
 def crafted(store: LayoutStore, *layers: list[Inode], verity: list[ChunkVerity] | None = None) -> Verified:
     put(store, RAW)
     message = encode(RootfsContent(layers, [RECORDED] if verity is None else verity))
-    publish_layout(store, "v", message, [])
+    publish_layout(store, "v", Whole(message), [])
     return verify(store, "v")
 
 
@@ -343,12 +344,12 @@ def test_what_is_not_canonical_is_a_note(store: LayoutStore) -> None:
     done = crafted(store, [directory(1, (2, b"f")), FILE, replace(FILE, ino=3)])
     assert [(finding.severity, finding.problem) for finding in done.findings] == [("note", "1 inodes have no name")]
     message = encode(RootfsContent([[directory(1, (2, b"f")), FILE]], [RECORDED])) + bytes(8)
-    publish_layout(store, "v", message, [])
+    publish_layout(store, "v", Whole(message), [])
     assert [finding.severity for finding in verify(store, "v").findings] == ["note"]
 
 
 def test_a_message_that_is_none(store: LayoutStore) -> None:
-    publish_layout(store, "v", b"nonsense" * 10, [])
+    publish_layout(store, "v", Whole(b"nonsense" * 10), [])
     assert "malformed Cap'n Proto message" in problems(store)[0]
     assert layer_of(store, ROOTFS_TYPE)["size"] == 80
 

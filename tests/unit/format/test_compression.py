@@ -13,6 +13,7 @@ from snapshotter.errors import CorruptError
 from snapshotter.format.compression import (
     Codec,
     compress,
+    compress_parts,
     decode_chunk,
     decode_seekable,
     decompress,
@@ -87,3 +88,20 @@ def test_a_seekable_chunk_that_is_cut_within_a_frame_is_refused(cut: int) -> Non
     frame = zstandard.ZstdCompressor(write_content_size=False).compress(os.urandom(100))
     with pytest.raises(CorruptError):
         decode_seekable(frame[:-cut], 1000)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 1 << 17, 300_000])
+def test_parts_are_one_frame_that_does_not_depend_on_where_they_end(size: int) -> None:
+    raw = (b"what is repeated, %d times; " * 20_000)[:size]
+    found = {
+        b"".join(compress_parts([raw[start : start + unit] for start in range(0, size, unit)], size, 9))
+        for unit in (1, 1000, 1 << 17, 1 << 20)[size > 1000 :]
+    }
+    assert len(found) == 1
+    assert decompress(found.pop(), size) == raw
+
+
+@pytest.mark.parametrize("said", [999, 1001])
+def test_parts_that_are_not_as_long_as_was_said(said: int) -> None:
+    with pytest.raises(ValueError, match=f"not {said} bytes"):
+        b"".join(compress_parts([bytes(500), bytes(500)], said, 9))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from snapshotter.format.verity import verity_digest
+from snapshotter.format.verity import VerityHasher, verity_digest
 
 SIZES = [0, 1, 4095, 4096, 4097, 8192, 128 * 4096, 128 * 4096 + 1, 300_000, 129 * 128 * 4096]
 
@@ -27,3 +28,13 @@ def test_the_digest_is_that_of_fsverity_utils(size: int, tmp_path: Path) -> None
 
 def test_the_digest_of_the_empty_file_is_pinned() -> None:
     assert verity_digest(b"").hex() == "3d248ca542a24fc62d1c43b916eae5016878e2533c88238480b26128a1f1af95"
+
+
+@pytest.mark.parametrize("step", [1000, 4096, 5000, 1 << 20])
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 600_000])
+def test_parts_have_the_digest_of_the_whole(size: int, step: int) -> None:
+    data = random.Random(size).randbytes(size)
+    hasher = VerityHasher()
+    for start in range(0, size, step):
+        hasher.update(memoryview(data)[start : start + step])
+    assert hasher.digest() == hasher.digest() == verity_digest(data)
