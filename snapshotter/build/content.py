@@ -15,6 +15,7 @@ from snapshotter.build.entries import Content, Node, Numbering, chunk_order, eac
 from snapshotter.build.files import FileCutter
 from snapshotter.build.layer import read_layer
 from snapshotter.build.progress import Progress, Report, silent
+from snapshotter.build.shelf import Shelf
 from snapshotter.build.spool import RawSpool
 from snapshotter.build.tar import TarReader
 from snapshotter.build.tarheader import TarHeader
@@ -37,9 +38,14 @@ class BuiltLayer:
 
 
 def layer_from_tar(
-    stream: Layer, below: Sequence[Node], encoder: Encoder, cutting: Cutting, temporary: Path | None = None
+    stream: Layer,
+    below: Sequence[Node],
+    encoder: Encoder,
+    cutting: Cutting,
+    temporary: Path | None = None,
+    shelf: Shelf | None = None,
 ) -> Node:
-    """The tree of a layer's tar, its files cut. `below`: the trees of the earlier layers, top first.
+    """The tree of a layer's tar, its files cut. `below`: the trees of the earlier layers, top first, on the same `shelf`.
 
     `stream` is read to its end. Large files are cut as they pass, small ones kept in a temporary file until their order is
     known.
@@ -63,7 +69,7 @@ def layer_from_tar(
             return spool.reader_at(content.offset, content.size)
 
         reader = TarReader(stream)
-        root = read_layer(reader, below, take)
+        root = read_layer(reader, below, take, shelf)
         reader.drain()
         # What was cut as it passed must not be cut again with the rest.
         cutter.finish()
@@ -79,19 +85,19 @@ def layer_from_directory(
     encoder: Encoder,
     cutting: Cutting,
     report: Report = silent,
+    shelf: Shelf | None = None,
     *,
     every_xattr: bool = False,
 ) -> Node:
-    """The tree of a directory, its files cut. `every_xattr` as in `walk.walk`.
+    """The tree of a directory, its files cut. `shelf` and `every_xattr` as in `walk.walk`.
 
     Raises:
         NotFoundError, InvalidError, FailedPreconditionError: see `walk.walk` and `walk.FileReader`.
     """
-    root = walk(path, every_xattr=every_xattr)
+    root = walk(path, shelf, every_xattr=every_xattr)
     cutter = FileCutter(cutting, encoder)
     numbering = number(root)
-    contents = list(numbering.contents())
-    total = sum(content.size for content in contents)
+    total = sum(content.size for content in numbering.contents())
     done = 0
 
     def open_file(content: Content) -> ByteReader:
@@ -101,7 +107,7 @@ def layer_from_directory(
         stamp, content.stamp = content.stamp, None  # the reader has it, and nobody else needs it
         return FileReader(content.path, content.size, stamp)
 
-    for content in contents:
+    for content in numbering.contents():
         if not content.size:
             check_empty(content.path, content.stamp)
         elif cutter.stands_alone(content.size):
@@ -126,7 +132,7 @@ def layer_message(
 ) -> Message:
     """The message of a tree in walk order with these `distinct` chunks; the rest as `build_layer` has it."""
     pairs = (ChunkVerity(digest, verity(digest)) for digest in sorted(chunks))
-    return build([len(numbering.nodes)], [each_inode(numbering)], len(chunks), pairs, times=times, room=room)
+    return build([len(numbering)], [each_inode(numbering)], len(chunks), pairs, times=times, room=room)
 
 
 def distinct(numbering: Numbering) -> DigestTable:

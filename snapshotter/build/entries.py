@@ -8,12 +8,9 @@ Nothing here does I/O, and nothing recurses, so depth costs memory only.
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
-from typing import NewType
+from typing import NewType, Protocol
 
 from snapshotter.build.chunk import ChunkList
 from snapshotter.errors import CorruptError
@@ -32,6 +29,26 @@ def stamp(ino: int, mtime: int, ctime: int) -> Stamp:
     return Stamp(_STAMP.pack(ino, mtime, ctime))
 
 
+class Lists(Protocol):
+    """Where the chunk lists of many files are, by number, as `ChunkList` packs them."""
+
+    def new(self) -> int:
+        """The number of another file."""
+        ...
+
+    def put(self, number: int, packed: bytes) -> None:
+        """The list of a file that has been cut."""
+        ...
+
+    def has(self, number: int) -> bool:
+        """Whether the file has been cut."""
+        ...
+
+    def get(self, number: int) -> bytes | None:
+        """The file's list, None if it has not been cut."""
+        ...
+
+
 class Content:
     """A regular file's bytes: how many, where they can be read until they are cut, and the chunks they were cut into.
 
@@ -39,7 +56,7 @@ class Content:
     stands in the builder's spool. `chunks` is None until the file is cut; an empty file needs no cutting.
     """
 
-    __slots__ = ("_chunks", "_directory", "_name", "offset", "size", "stamp")
+    __slots__ = ("_chunks", "_directory", "_lists", "_name", "_number", "offset", "size", "stamp")
 
     def __init__(
         self,
@@ -56,7 +73,29 @@ class Content:
         self._name = name
         self.stamp = stamp
         self.offset = 0
+        self._lists: Lists | None = None
+        self._number = 0
         self.chunks = chunks if size or chunks is not None else ()
+
+    def put_away(self, lists: Lists) -> tuple[int, bytes, bytes, Stamp | None, int, int]:
+        """What `back` makes an equal one of. From now on both have their chunk list in `lists`, whichever of them is cut."""
+        if self._lists is None:
+            chunks = self.chunks
+            self._lists, self._number = lists, lists.new()
+            if chunks is not None:
+                self.chunks = chunks
+        return self.size, self._directory, self._name, self.stamp, self.offset, self._number
+
+    @classmethod
+    def back(
+        cls, lists: Lists, size: int, directory: bytes, name: bytes, stamp: Stamp | None, offset: int, number: int
+    ) -> Content:
+        """One that was `put_away`."""
+        content = cls.__new__(cls)
+        content.size, content._directory, content._name = size, directory, name
+        content.stamp, content.offset = stamp, offset
+        content._lists, content._number, content._chunks = lists, number, None
+        return content
 
     @property
     def path(self) -> bytes:
@@ -66,29 +105,54 @@ class Content:
     @property
     def chunks(self) -> Sequence[FileChunk] | None:
         """See the class."""
-        chunks = self._chunks
+        chunks = self._chunks if self._lists is None else self._lists.get(self._number)
         return ChunkList.unpack(chunks) if isinstance(chunks, bytes) else chunks
 
     @chunks.setter
     def chunks(self, chunks: Sequence[FileChunk] | None) -> None:
         self._chunks: bytes | Sequence[FileChunk] | None = chunks.packed if isinstance(chunks, ChunkList) else chunks
+        if self._lists is not None and chunks is not None:
+            self._lists.put(self._number, (chunks if isinstance(chunks, ChunkList) else ChunkList(chunks)).packed)
+            self._chunks = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether `chunks` is not None."""
+        return self._chunks is not None if self._lists is None else self._lists.has(self._number)
 
 
 _NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
 
 
+class Shelved(Protocol):
+    """What a directory lists, of which the leaves are somewhere else."""
+
+    def outline(self) -> Iterator[tuple[bytes, Node | None]]:
+        """The names, and what they lead to; None for what is somewhere else."""
+        ...
+
+    def children(self) -> dict[bytes, Node]:
+        """Everything, with a copy of what is somewhere else: nobody else has that, and nobody sees what is done to it."""
+        ...
+
+    def come_back(self, directory: Node) -> dict[bytes, Node]:
+        """Everything, for `directory` to have in the place of this."""
+        ...
+
+
 class Node:
     """One inode of the tree; the fields mean what they mean in `format.model.Inode`.
 
-    A directory has `children`, by name; nothing else has. A regular file has `content`; nothing else has. `xattrs` are put in
-    the place of others, never changed: most nodes share the empty ones.
+    A directory has entries; nothing else has. A regular file has `content`; nothing else has. `xattrs` are put in the place of
+    others, never changed: most nodes share the empty ones. What `is_shared` may have several names.
     """
 
     __slots__ = (
-        "children",
+        "_children",
         "content",
         "device",
         "gid",
+        "is_shared",
         "kind",
         "look_below",
         "mtime",
@@ -124,13 +188,36 @@ class Node:
         self.content = content
         self.xattrs: Mapping[bytes, bytes] = xattrs or _NO_XATTRS
         self.look_below = True
-        self.children: dict[bytes, Node] | None = {} if kind is Kind.DIR else None
+        self.is_shared = False
+        self._children: dict[bytes, Node] | Shelved | None = {} if kind is Kind.DIR else None
 
     def names(self) -> dict[bytes, Node]:
         """The entries of this directory, which the caller knows it is."""
-        if self.children is None:
+        children = self._children
+        if isinstance(children, dict):
+            return children
+        if children is None:
             raise TypeError(f"{self.kind.name} has no entries")
-        return self.children
+        self._children = found = children.come_back(self)
+        return found
+
+    def put_away(self, shelved: Shelved) -> None:
+        """Have `shelved` in the place of the entries, until somebody asks for `names`."""
+        self._children = shelved
+
+    def listed(self) -> list[tuple[bytes, Node]]:
+        """The entries of this directory, in the order of their names, to be looked at and not to be changed."""
+        children = self._children
+        if children is None:
+            raise TypeError(f"{self.kind.name} has no entries")
+        return sorted((children if isinstance(children, dict) else children.children()).items())
+
+    def outline(self) -> list[tuple[bytes, Node | None]]:
+        """As `listed`, but None in the place of what is put away."""
+        children = self._children
+        if children is None:
+            raise TypeError(f"{self.kind.name} has no entries")
+        return sorted(children.items() if isinstance(children, dict) else children.outline())
 
     def copy(self) -> Node:
         """A new inode with the same attributes and content, and no children."""
@@ -150,40 +237,64 @@ class Node:
         return node
 
 
-@dataclass(frozen=True, slots=True)
 class Numbering:
-    """A tree in walk order: every inode once, with its number, ascending; in columns, since a tree can have millions."""
+    """A tree in walk order, with the number of every inode. Of most of a tree nothing is kept: numbers follow from places.
 
-    numbers: Sequence[int]
-    nodes: Sequence[Node]
-    """As many as `numbers`."""
-    named: Sequence[int]
-    """The numbers that names lead to, those of one directory after those of the other, in the order of the names."""
-    places: Mapping[int, int]
-    """Where in `named` those of a directory begin, by the directory's place in `nodes`."""
-    directories: Sequence[int]
-    """For every directory, as they are visited, the place in `nodes` of the first one that has its first name there."""
+    The tree must stay as it is: times, owners, contents may change, names may not.
+    """
 
-    def entries(self, place: int) -> Sequence[DirEntry]:
-        """The entries of the node in `place`, in the order of their names; of what is no directory, none."""
-        children = self.nodes[place].children
-        if children is None:
+    def __init__(self, root: Node, starts: Mapping[int, int], names: int, links: Mapping[int, int]) -> None:
+        """See `number`. `starts`: by identity of a directory, how many names come before its own; `names`: how many there are;
+        `links`: the numbers of those that lead to what had a name already, by how many come before them."""
+        self._root = root
+        self._starts = starts
+        self._names = names
+        self._links = links
+
+    def __len__(self) -> int:
+        """How many inodes there are."""
+        return 1 + self._names - len(self._links)
+
+    def __iter__(self) -> Iterator[tuple[int, Node]]:
+        """Every inode with its number, ascending."""
+        yield ROOT_INO, self._root
+        for found in self._visits():
+            yield from found
+
+    def entries(self, node: Node) -> Sequence[DirEntry]:
+        """The entries of an inode of the tree, in the order of their names; of what is no directory, none."""
+        if node.kind is not Kind.DIR:
             return ()
-        start = self.places[place]
-        return list(map(DirEntry, self.named[start : start + len(children)], sorted(children)))
+        links = self._links
+        names = enumerate(node.outline(), self._starts[id(node)])
+        return [DirEntry(links.get(place, _FIRST + place), name) for place, (name, _) in names]
 
     def contents(self) -> Iterator[Content]:
         """The files' contents, each once, in the order in which they form the data stream."""
-        for node in self.nodes:
-            if node.content is not None:
-                yield node.content
+        for found in self.contents_by_directory():
+            yield from found
 
     def contents_by_directory(self) -> Iterator[Sequence[Content]]:
         """`contents`, those of each directory together."""
-        for start, end in pairwise([*self.directories, len(self.nodes)]):
-            found = [node.content for node in self.nodes[start:end] if node.content is not None]
-            if found:
-                yield found
+        for found in self._visits():
+            contents = [node.content for _, node in found if node.content is not None]
+            if contents:
+                yield contents
+
+    def _visits(self) -> Iterator[list[tuple[int, Node]]]:
+        """For every directory, as they are visited, what has its first name there."""
+        links = self._links
+        pending = [self._root]
+        while pending:
+            directory = pending.pop()
+            places = enumerate(directory.listed(), self._starts[id(directory)])
+            found = [(_FIRST + place, node) for place, (_, node) in places if place not in links]
+            yield found
+            pending.extend([node for _, node in reversed(found) if node.kind is Kind.DIR])
+
+
+_FIRST = ROOT_INO + 1
+"""The number of the first name."""
 
 
 def number(root: Node) -> Numbering:
@@ -197,30 +308,27 @@ def number(root: Node) -> Numbering:
         CorruptError: a directory has two parents, so this is no tree.
     """
     known: dict[int, int] = {id(root): ROOT_INO}
-    numbers, nodes = array("Q", (ROOT_INO,)), [root]
-    named = array("Q")
-    places: dict[int, int] = {}
-    following = ROOT_INO + 1
-    starts = array("Q")
-    pending = [0]
+    starts: dict[int, int] = {}
+    links: dict[int, int] = {}
+    place = 0
+    pending = [root]
     while pending:
-        place = pending.pop()
-        starts.append(len(nodes))
-        places[place] = len(named)
+        directory = pending.pop()
+        starts[id(directory)] = place
         below = []
-        for name, node in sorted(nodes[place].names().items()):
-            ino = known.setdefault(id(node), following)
-            if ino == following:
-                if node.children is not None:
-                    below.append(len(nodes))
-                numbers.append(ino)
-                nodes.append(node)
-            elif node.children is not None:
-                raise CorruptError(f"directory {name!r} has more than one parent")
-            named.append(ino)
-            following += 1
+        for name, node in directory.outline():
+            # What is put away has no other name.
+            if node is not None:
+                ino = known.setdefault(id(node), _FIRST + place)
+                if node.kind is Kind.DIR:
+                    if ino != _FIRST + place:
+                        raise CorruptError(f"directory {name!r} has more than one parent")
+                    below.append(node)
+                elif ino != _FIRST + place:
+                    links[place] = ino
+            place += 1
         pending.extend(reversed(below))
-    return Numbering(numbers, nodes, named, places, starts)
+    return Numbering(root, starts, place, links)
 
 
 def inodes(numbering: Numbering) -> list[Inode]:
@@ -230,8 +338,8 @@ def inodes(numbering: Numbering) -> list[Inode]:
 
 def each_inode(numbering: Numbering) -> Iterator[Inode]:
     """`inodes`, one by one."""
-    for place, (ino, node) in enumerate(zip(numbering.numbers, numbering.nodes, strict=True)):
-        yield inode(ino, node, numbering.entries(place))
+    for ino, node in numbering:
+        yield inode(ino, node, numbering.entries(node))
 
 
 def inode(ino: int, node: Node, entries: Sequence[DirEntry] = ()) -> Inode:
@@ -276,7 +384,7 @@ def from_rootfs(rootfs: Rootfs) -> Node:
             if entry.ino not in nodes:
                 raise CorruptError(f"directory {found.ino} names inode {entry.ino}, which does not exist")
             child = nodes[entry.ino][1]
-            if child.children is not None:
+            if child.kind is Kind.DIR:
                 if entry.ino in named:
                     raise CorruptError(f"directory {entry.ino} has more than one parent")
                 named.add(entry.ino)

@@ -12,6 +12,9 @@ from snapshotter.build.chunk import ByteReader, CutChunk, Cutter, Cutting, assig
 from snapshotter.build.encoder import Encoder
 from snapshotter.build.entries import Content
 
+WAITING_MAX = 1 << 15
+"""Most files whose chunks are awaited: all that is in flight can be the bytes of very many small ones."""
+
 
 class FileCutter:
     """Cuts files through one encoder."""
@@ -24,6 +27,7 @@ class FileCutter:
         self._encoder = encoder
         # The contents that were cut together, their chunks so far, and how many there will be.
         self._runs: deque[tuple[Sequence[Content], list[CutChunk], int]] = deque()
+        self._waiting = 0  # so many contents are in runs
 
     def stands_alone(self, size: int) -> bool:
         """Whether a file of `size` bytes is cut on its own."""
@@ -39,7 +43,7 @@ class FileCutter:
         size = 0
         for contents in directories:
             for content in contents:
-                if content.chunks is None:
+                if not content.is_cut:
                     run.append(content)
                     size += content.size
             if self._group is not None and size >= self._group:
@@ -60,12 +64,16 @@ class FileCutter:
             self._encoder.add(length, run, times)
             count += times
         self._runs.append((contents, run, count))
+        self._waiting += len(contents)
+        if self._waiting > WAITING_MAX:
+            self._encoder.flush()
         self._settle()
 
     def _settle(self) -> None:
         """Give the contents whose chunks have all been encoded their chunk lists; chunks come back in the order of the data."""
         while self._runs and len(self._runs[0][1]) == self._runs[0][2]:
             contents, chunks, _ = self._runs.popleft()
+            self._waiting -= len(contents)
             for content, part in zip(contents, assign([content.size for content in contents], chunks), strict=True):
                 content.chunks = part
 

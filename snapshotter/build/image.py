@@ -33,6 +33,7 @@ from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.publish import PublishedLayer, Publisher, SealedMessage, seal
 from snapshotter.build.reuse import gather, read_json
 from snapshotter.build.segments import SegmentFiles
+from snapshotter.build.shelf import Shelf
 from snapshotter.build.spool import ChunkSpool
 from snapshotter.build.spoolencoder import SpoolEncoder
 from snapshotter.errors import CorruptError, InvalidError, UnsupportedError
@@ -113,7 +114,9 @@ def convert(
             SpoolEncoder(spool, chosen.level, known.digests(), workers=workers, chunk_max=cutting.maximum, expected=stored)
         )
         publisher = Publisher(destination, known, spool, report, source=destination_name)
-        reader = stack.enter_context(_ImageReader(source, spool, encoder, chosen, report))
+        shelf = Shelf(chosen.temporary)
+        stack.callback(shelf.close)
+        reader = stack.enter_context(_ImageReader(source, spool, shelf, encoder, chosen, report))
         manifests = []
         for image in images:
             layers, config = reader.read(image)
@@ -170,9 +173,18 @@ def _platform(entry: Descriptor) -> str:
 class _ImageReader:
     """Reads the layers of one image after another, their chunks into one spool. Used in a with statement."""
 
-    def __init__(self, source: ImageStore, spool: ChunkSpool, encoder: SpoolEncoder, options: Options, report: Report) -> None:
+    def __init__(
+        self,
+        source: ImageStore,
+        spool: ChunkSpool,
+        shelf: Shelf,
+        encoder: SpoolEncoder,
+        options: Options,
+        report: Report,
+    ) -> None:
         self._source = source
         self._spool = spool
+        self._shelf = shelf
         self._encoder = encoder
         self._options = options
         self._report = report
@@ -218,7 +230,8 @@ class _ImageReader:
         blob = self._source.open_blob(layer)
         here = isinstance(self._source, Layout)
         with open_layer(blob, name, count, layer.digest) if here else LayerStream(blob, name, count, layer.digest) as stream:
-            tree = layer_from_tar(stream, below, self._encoder, self._options.cutting, self._options.temporary)
+            options = self._options
+            tree = layer_from_tar(stream, below, self._encoder, options.cutting, options.temporary, self._shelf)
             found = stream.digest()
         self.tar_bytes += stream.length
         if found != diff_id:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from snapshotter.build.entries import Content, Node
 from snapshotter.build.resolve import BlockedError, find_in_union, resolve, split
+from snapshotter.build.shelf import Shelf
 from snapshotter.build.tar import TarReader
 from snapshotter.build.tarheader import TarHeader
 from snapshotter.errors import InvalidError
@@ -59,14 +60,16 @@ TakeContent = Callable[[TarHeader, TarReader], Content]
 """Reads the member's data, all of it, and says where it was put."""
 
 
-def read_layer(reader: TarReader, below: Sequence[Node], take: TakeContent) -> Node:
+def read_layer(reader: TarReader, below: Sequence[Node], take: TakeContent, shelf: Shelf | None = None) -> Node:
     """The tree of the layer that `reader` yields, on top of the layers whose trees are `below` (top first).
+
+    What of a large one is not looked at is put on the `shelf`, if there is one.
 
     Raises:
         InvalidError: a member that containerd would refuse too, or beyond the limits of this module.
         CorruptError: the stream is no tar archive, or is cut short.
     """
-    layer = _Layer(below)
+    layer = _Layer(below, shelf)
     for count, header in enumerate(reader):
         if count >= ENTRIES_MAX:
             raise InvalidError(f"the layer has more than {ENTRIES_MAX} entries")
@@ -76,14 +79,17 @@ def read_layer(reader: TarReader, below: Sequence[Node], take: TakeContent) -> N
                 f" {HOLE_BYTES_MAX >> 30} GiB"
             )
         layer.apply(header, reader, take)
+    if shelf is not None:
+        shelf.settle()
     return layer.root
 
 
 class _Layer:
-    def __init__(self, below: Sequence[Node]) -> None:
+    def __init__(self, below: Sequence[Node], shelf: Shelf | None) -> None:
         # The upper directory itself is made by the snapshotter; a member that stands for it is not applied.
         self.root = Node(Kind.DIR, 0o755)
         self._below = below
+        self._shelf = shelf
         self._attribute_bytes = 0
         self._file_bytes = 0
         self._parents: dict[bytes, Node] = {}
@@ -124,6 +130,8 @@ class _Layer:
             if present is not None:
                 self._parents.clear()
             parent.names()[name] = node
+        if self._shelf is not None:
+            self._shelf.added(parent)
 
     # Names.
 
@@ -139,7 +147,7 @@ class _Layer:
             raise InvalidError(f"tar member {member!r} cannot be placed: {error}") from None
         if node is None:
             node = self._make(place)
-        elif node.children is None:
+        elif node.kind is not Kind.DIR:
             raise InvalidError(f"tar member {member!r} cannot be placed: {b'/'.join(place)!r} is not a directory")
         if len(self._parents) >= 4096:
             self._parents.clear()
@@ -207,10 +215,12 @@ class _Layer:
             raise InvalidError(f"hard link {header.name!r}: its target {header.linkname!r} is a directory")
         parent = self._parent(place[:-1], header.name)
         if parent.names().get(place[-1]) is node:
+            node.is_shared = True
             return node
         # The target lies in an earlier layer: both names come to stand in this one, as overlayfs copies a file up.
         node = node.copy()
         node.xattrs = {key: value for key, value in node.xattrs.items() if not key.startswith(b"trusted.")}
+        node.is_shared = True
         parent.names()[place[-1]] = node
         return node
 

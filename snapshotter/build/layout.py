@@ -10,6 +10,7 @@ import hashlib
 import io
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from snapshotter.build.image import Options
 from snapshotter.build.mtimes import Retime, keep
 from snapshotter.build.progress import Report, silent
 from snapshotter.build.segments import SegmentFiles
+from snapshotter.build.shelf import Shelf
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format import codec
 from snapshotter.format.compression import seekable
@@ -85,18 +87,22 @@ def build_layout(
     chosen = options or Options()
     below = read_rootfs(layout, base) if base is not None else None
     chunks = LayoutChunks(layout, compress=compress)
-    with ParallelEncoder(chunks.encode, chunks.take, chosen.cutting.maximum, chosen.workers) as encoder:
-        root = layer_from_directory(tree, encoder, chosen.cutting, report)
-    retime(root)
-    room = SegmentFiles(chosen.temporary)
-    if below is None:
-        built = build_layer(root, chunks.verity, room)
-        del root
-        return publish_layout(layout, tag, built.message, chunk_descriptors(built.chunks, chunks.size, compressed=compress))
-    try:
-        message, descriptors = _over(below, root, layout, chunks, room)
-    finally:
-        below.close()
+    with ExitStack() as stack:
+        shelf = stack.enter_context(closing(Shelf(chosen.temporary)))
+        if below is not None:
+            stack.callback(below.close)
+        with ParallelEncoder(chunks.encode, chunks.take, chosen.cutting.maximum, chosen.workers) as encoder:
+            root = layer_from_directory(tree, encoder, chosen.cutting, report, shelf)
+        retime(root, shelf.added)
+        shelf.settle()
+        room = SegmentFiles(chosen.temporary)
+        descriptors: Iterable[Descriptor]
+        if below is None:
+            built = build_layer(root, chunks.verity, room)
+            message, descriptors = built.message, chunk_descriptors(built.chunks, chunks.size, compressed=compress)
+        else:
+            message, descriptors = _over(below, root, layout, chunks, room)
+    del root
     return publish_layout(layout, tag, message, descriptors)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from snapshotter.build.entries import Node
 from snapshotter.errors import InvalidError
@@ -14,32 +15,50 @@ SOURCE_DATE_EPOCH = "SOURCE_DATE_EPOCH"
 
 POLICIES = ("keep", "clamp", "zero")
 
-Retime = Callable[[Node], None]
-"""Sets the times of a whole tree."""
+Done = Callable[[Node], None]
+"""Told of each directory whose entries have their times: they may be put away (`shelf.Shelf.added`)."""
 
 
-def keep(root: Node) -> None:
+class Retime(Protocol):
+    """Sets the times of a whole tree."""
+
+    def __call__(self, root: Node, done: Done = ..., /) -> None:
+        """Those of `root` and all below it."""
+        ...
+
+
+def _ignore(directory: Node) -> None:
+    """Where nothing is put away."""
+
+
+def keep(root: Node, done: Done = _ignore) -> None:
     """The times of the tree."""
 
 
-def zero(root: Node) -> None:
+def zero(root: Node, done: Done = _ignore) -> None:
     """1970, for everything."""
-    clamp_to(0, 0)(root)
+    clamp_to(0, 0)(root, done)
 
 
 def clamp_to(latest: int, earliest: int | None = None) -> Retime:
     """Later times become `latest` (seconds since the epoch), and earlier ones `earliest` if that is given."""
 
-    def retime(root: Node) -> None:
+    def set_time(node: Node) -> None:
+        if (node.mtime, node.mtime_nsec) > (latest, 0):
+            node.mtime, node.mtime_nsec = latest, 0
+        elif earliest is not None and node.mtime < earliest:
+            node.mtime, node.mtime_nsec = earliest, 0
+
+    def retime(root: Node, done: Done = _ignore) -> None:
+        set_time(root)
         pending = [root]
         while pending:
-            node = pending.pop()
-            if (node.mtime, node.mtime_nsec) > (latest, 0):
-                node.mtime, node.mtime_nsec = latest, 0
-            elif earliest is not None and node.mtime < earliest:
-                node.mtime, node.mtime_nsec = earliest, 0
-            if node.kind is Kind.DIR:
-                pending.extend(node.names().values())
+            directory = pending.pop()
+            for node in directory.names().values():
+                set_time(node)
+                if node.kind is Kind.DIR:
+                    pending.append(node)
+            done(directory)
 
     return retime
 

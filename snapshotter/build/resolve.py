@@ -56,9 +56,9 @@ def resolve(root: Node, path: Sequence[bytes], *, whiteouts_are_gone: bool = Fal
         current = nodes[-1]
         child = None
         if current is not None:
-            if current.children is None:
+            if current.kind is not Kind.DIR:
                 raise BlockedError(f"{b'/'.join(place)!r} is not a directory")
-            child = current.children.get(name)
+            child = current.names().get(name)
             if child is not None and child.kind is Kind.WHT and whiteouts_are_gone:
                 child = None
         if child is not None and child.target is not None:
@@ -106,7 +106,7 @@ def find_in_union(layers: Sequence[Node], path: Sequence[bytes]) -> tuple[list[b
             todo.extend(part for part in reversed(top.target.split(b"/")) if part not in (b"", b"."))
             continue
         place.append(name)
-        if top.children is None:
+        if top.kind is not Kind.DIR:
             return place, None if todo else top
         levels.append(found)
     return place, levels[-1][0]
@@ -119,7 +119,7 @@ def _merged(directories: Sequence[Node], name: bytes) -> list[Node]:
         child = directory.names().get(name)
         if child is None:
             continue
-        if child.children is None:
+        if child.kind is not Kind.DIR:
             return found if found or child.kind is Kind.WHT else [child]
         found.append(child)
         if not child.look_below:

@@ -26,7 +26,7 @@ _BUFFER = 1 << 20
 _PIECES = 1024  # IOV_MAX
 
 
-class _AppendFile:
+class AppendFile:
     """An unnamed file that grows at its end and is read anywhere."""
 
     def __init__(self, directory: Path | None) -> None:
@@ -105,7 +105,7 @@ class RawSpool:
 
     def __init__(self, directory: Path | None = None) -> None:
         """`directory`: where the file is made; by default, where the system keeps temporary files."""
-        self._file = _AppendFile(directory)
+        self._file = AppendFile(directory)
         self._buffer = memoryview(bytearray(_BUFFER))
 
     def add(self, reader: ByteReader, size: int) -> int:
@@ -129,7 +129,7 @@ class RawSpool:
 
 
 class _SpoolReader:
-    def __init__(self, file: _AppendFile, offset: int, size: int) -> None:
+    def __init__(self, file: AppendFile, offset: int, size: int) -> None:
         self._file = file
         self._offset = offset
         self._end = offset + size
@@ -157,7 +157,7 @@ class ChunkSpool:
 
     def __init__(self, directory: Path | None = None) -> None:
         """`directory`: where the file is made; by default, where the system keeps temporary files."""
-        self._file = _AppendFile(directory)
+        self._file = AppendFile(directory)
         # Every chunk that came by; a row of each column belongs to the digest of that number.
         self.digests = DigestTable()
         self._verity = bytearray()

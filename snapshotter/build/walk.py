@@ -13,6 +13,7 @@ import stat
 from collections.abc import Collection
 
 from snapshotter.build.entries import Content, Node, Stamp, stamp
+from snapshotter.build.shelf import Shelf
 from snapshotter.errors import FailedPreconditionError, InvalidError, NotFoundError, UnavailableError
 from snapshotter.format.model import Kind
 
@@ -30,9 +31,10 @@ _DROPPED = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
 """What xfs shows to root beside a POSIX ACL that says the same; other file systems do not have them."""
 
 
-def walk(path: str | bytes | os.PathLike[str], *, every_xattr: bool = False) -> Node:
+def walk(path: str | bytes | os.PathLike[str], shelf: Shelf | None = None, *, every_xattr: bool = False) -> Node:
     """The tree below the directory `path`; files' contents have their path, and the stamp by which a change is noticed.
 
+    What of a large one is not looked at is put on the `shelf`, if there is one.
     With `every_xattr` attributes are taken that depend on the file system and not on the tree, as upstream's builder does.
 
     Raises:
@@ -78,7 +80,12 @@ def walk(path: str | bytes | os.PathLike[str], *, every_xattr: bool = False) -> 
                         pending.append((place, node, status.st_dev))
                 elif status.st_nlink > 1:
                     linked[identity] = node
+                    node.is_shared = True
             names[name] = node
+            if shelf is not None:
+                shelf.added(parent)
+    if shelf is not None:
+        shelf.settle()
     return root
 
 

@@ -117,7 +117,7 @@ def tar(data: bytes) -> None:
         return content
 
     root = read_layer(TarReader(io.BytesIO(repaired(data))), (), take)
-    for node in number(root).nodes:
+    for _, node in number(root):
         for name in node.names() if node.kind is Kind.DIR else ():
             assert 0 < len(name) <= NAME_MAX
             assert name not in (b".", b"..")

@@ -11,6 +11,7 @@ from snapshotter.build.chunk import Cutting
 from snapshotter.build.content import BuiltLayer, build_layer, layer_from_directory, layer_from_tar
 from snapshotter.build.decompress import LayerStream
 from snapshotter.build.entries import Node
+from snapshotter.build.shelf import Shelf
 from snapshotter.build.spool import ChunkSpool
 from snapshotter.build.spoolencoder import SpoolEncoder
 from snapshotter.chunkstore.base import ChunkMissingError, ChunkRef
@@ -28,14 +29,16 @@ class Builder:
 
     name = "builder"
 
-    def __init__(self, cutting: Cutting = SMALL, temporary: Path | None = None) -> None:
+    def __init__(self, cutting: Cutting = SMALL, temporary: Path | None = None, leaves: int | None = None) -> None:
+        """`leaves`: how many of them are in memory at most, at any time; all, if it is None."""
         self.spool = ChunkSpool(temporary)
+        self._shelf = None if leaves is None else Shelf(temporary, leaves)
         self._cutting = cutting
         self._temporary = temporary
 
     def tar(self, tar: bytes, below: Sequence[Node] = ()) -> Node:
         with self._encoder() as encoder, LayerStream(io.BytesIO(tar), "layer") as stream:
-            return layer_from_tar(stream, below, encoder, self._cutting, self._temporary)
+            return layer_from_tar(stream, below, encoder, self._cutting, self._temporary, self._shelf)
 
     def tars(self, *tars: bytes) -> list[Node]:
         """The trees of layers on top of one another, the lowest first."""
@@ -46,7 +49,7 @@ class Builder:
 
     def directory(self, path: Path) -> Node:
         with self._encoder() as encoder:
-            return layer_from_directory(path, encoder, self._cutting)
+            return layer_from_directory(path, encoder, self._cutting, shelf=self._shelf)
 
     def layer(self, tree: Node, *, times: bool = True) -> BuiltLayer:
         return build_layer(tree, self.spool.verity, times=times)
@@ -79,6 +82,8 @@ class Builder:
 
     def close(self) -> None:
         self.spool.close()
+        if self._shelf is not None:
+            self._shelf.close()
 
     def __enter__(self) -> Builder:
         return self

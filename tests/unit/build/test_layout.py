@@ -244,9 +244,9 @@ def test_what_upstreams_program_built_is_pushed(target: LayoutStore, case: str, 
     assert pushed_files(target, "out") == layout_files(upstream, tag)
     before, after = (Rootfs.open(message_of(store, name)) for store, name in ((upstream, tag), (target, "out")))
     one, other = number(from_rootfs(before)), number(from_rootfs(after))
-    assert len(one.nodes) == len(other.nodes)
-    same = [(node.kind, node.permissions, node.uid, node.gid, node.xattrs, node.target) for node in one.nodes]
-    assert same == [(node.kind, node.permissions, node.uid, node.gid, node.xattrs, node.target) for node in other.nodes]
+    assert len(one) == len(other)
+    same = [(node.kind, node.permissions, node.uid, node.gid, node.xattrs, node.target) for _, node in one]
+    assert same == [(node.kind, node.permissions, node.uid, node.gid, node.xattrs, node.target) for _, node in other]
     if "zstd" not in case:
         assert message_of(target, "out") == message_of(upstream, tag)
     before.close()
