@@ -14,9 +14,6 @@ from itertools import starmap
 from operator import itemgetter
 from typing import Literal, Protocol, cast
 
-import fastcdc
-import pyfastcdc
-
 from snapshotter.errors import InvalidError
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import CHUNK_MAX, FileChunk
@@ -176,11 +173,18 @@ class Cutter:
 
 
 def _cutter(cutting: Cutting) -> Callable[[memoryview], Iterable[int]]:
-    """What gives the lengths of a buffer's chunks."""
+    """What gives the lengths of a buffer's chunks.
+
+    The libraries are imported here: pyfastcdc takes 50 ms to make its tables, in which the encoders' processes can start.
+    """
     if cutting.algorithm == "2016":
+        import fastcdc
+
         return lambda view: (
             chunk.length for chunk in fastcdc.fastcdc(view, cutting.minimum, cutting.average, cutting.maximum, fat=False)
         )
+    import pyfastcdc
+
     # Level 1 normalization is what upstream's crate does. The object keeps state and must not be shared.
     cutter = pyfastcdc.FastCDC(cutting.average, min_size=cutting.minimum, max_size=cutting.maximum, normalized_chunking=1)
     return lambda view: (chunk.length for chunk in cutter.cut_buf(view))

@@ -18,13 +18,12 @@ from snapshotter.build.progress import Progress
 from snapshotter.build.push import push as push_image
 from snapshotter.cli.collector import collector_paused
 from snapshotter.cli.output import Reporter, reporter, size
-from snapshotter.cli.registries import config_option, registries
+from snapshotter.cli.registries import LateRegistries, config_option
 from snapshotter.cli.signals import ended_by_signals
 from snapshotter.format.compression import DEFAULT_LEVEL
 from snapshotter.format.digest import to_text
 from snapshotter.registry import transports
 from snapshotter.registry.base import ImageStore
-from snapshotter.registry.registries import Registries
 from snapshotter.registry.transports import DockerLocation, Location
 
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
@@ -119,7 +118,7 @@ def _places(source: str, destination: str, reuse: Sequence[str], config_path: Pa
     """Source, destination, where the latter is, and the images to reuse; all texts are checked before anything is touched."""
     src, dst, extra = transports.parse(source), transports.parse(destination), [transports.parse(text) for text in reuse]
     with ended_by_signals(), contextlib.ExitStack() as stack:
-        hosts: Registries = stack.enter_context(registries(config_path))
+        hosts = stack.enter_context(LateRegistries(config_path))
         opened = transports.open_source(src, hosts)
         stack.callback(opened.store.close)
         named = [transports.open_source(location, hosts) for location in extra]

@@ -291,12 +291,14 @@ class LayoutStore(LayoutReader):
         """See `NamingStore`; the rest as `put_blob` has it."""
         whole = hashlib.sha256()
         size = 0
+        buffer = memoryview(bytearray(_BLOCK))
         with self._writing("a blob"):
             self._prepare()
             with self._unpublished(self._directory.blobs / "unnamed") as (file, temporary):
-                while piece := _read(data, _BLOCK):
+                while count := _readinto(data, buffer):
+                    piece = buffer[:count]
                     whole.update(piece)
-                    size += len(piece)
+                    size += count
                     file.write(piece)
                 self._finish(file)
                 digest = Digest(whole.digest())
@@ -447,4 +449,17 @@ def _read(data: BinaryIO, size: int) -> bytes:
     try:
         return data.read(size)
     except OSError as error:
-        raise UnavailableError(f"cannot read the data to be stored: {error.strerror or error}") from error
+        raise _source_failure(error) from error
+
+
+def _readinto(data: BinaryIO, buffer: memoryview) -> int:
+    """The same, into `buffer`; how many bytes."""
+    try:
+        count: int = data.readinto(buffer)  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks what all streams have
+    except OSError as error:
+        raise _source_failure(error) from error
+    return count
+
+
+def _source_failure(error: OSError) -> UnavailableError:
+    return UnavailableError(f"cannot read the data to be stored: {error.strerror or error}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from snapshotter.errors import InvalidError
 from snapshotter.registry import layoutindex, reference
@@ -15,7 +15,6 @@ from snapshotter.registry.archive import ArchiveReader, ArchiveWriter
 from snapshotter.registry.base import ImageStore
 from snapshotter.registry.layout import LayoutStore
 from snapshotter.registry.reference import DEFAULT_TAG, Reference
-from snapshotter.registry.registries import Registries
 
 _FORMS = "docker://HOST/REPOSITORY:TAG, oci:DIR:TAG or oci-archive:FILE:TAG"
 _OTHERS = ("containers-storage", "dir", "docker-archive", "docker-daemon", "ostree", "sif", "tarball")
@@ -54,6 +53,14 @@ class ArchiveLocation:
 
 
 Location = DockerLocation | LayoutLocation | ArchiveLocation
+
+
+class RepositoryOpener(Protocol):
+    """What opens repositories of registries (`registries.Registries`)."""
+
+    def open(self, reference: Reference, /) -> ImageStore:
+        """The repository of `reference`."""
+        ...
 
 
 class Opened(NamedTuple):
@@ -115,7 +122,7 @@ def parse_layout(text: str) -> LayoutLocation:
     return location
 
 
-def open_source(location: Location, registries: Registries) -> Opened:
+def open_source(location: Location, registries: RepositoryOpener) -> Opened:
     """The place of an image that is to be read, and the image in it.
 
     Raises:
@@ -135,7 +142,7 @@ def open_source(location: Location, registries: Registries) -> Opened:
         raise
 
 
-def open_destination(location: Location, registries: Registries) -> Opened:
+def open_destination(location: Location, registries: RepositoryOpener) -> Opened:
     """The place where an image is to be put, and its tag there. An archive is a new one, and is written when it is closed; of a
     layout, closing it takes back what was put if the tag was not.
 

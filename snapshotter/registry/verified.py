@@ -11,7 +11,8 @@ from snapshotter.errors import CorruptError
 from snapshotter.format.digest import to_text
 from snapshotter.registry.base import Descriptor
 
-_BUFFER = 256 << 10
+_BUFFER = 64 << 10
+"""Reads of more bytes than this go past the buffer, without a copy: those of a layer that is cut where it lies."""
 
 
 class Source(Protocol):
