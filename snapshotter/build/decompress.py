@@ -117,6 +117,7 @@ class PlainLayer:
         self._on_bytes = on_bytes
         self._verified = verified
         self._ended = False
+        self._told = 0
         self.length = 0
         """See `Layer`."""
 
@@ -140,8 +141,11 @@ class PlainLayer:
     def _took(self, count: int) -> None:
         self._ended = not count
         self.length += count
-        if count:
-            self._on_bytes(count)
+        # Every so often: there are several reads for each file.
+        untold = self.length - self._told
+        if untold >= BLOCK or (self._ended and untold):
+            self._told = self.length
+            self._on_bytes(untold)
 
     def digest(self) -> Digest:
         """See `Layer`."""

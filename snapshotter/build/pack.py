@@ -79,18 +79,26 @@ class _Chunks:
     """The chunks of all layers, each once: the number of the reused pack that has it, or `_NEW`, and its stored length."""
 
     def __init__(self, layers: Sequence[Iterable[Digest]], find: Find) -> None:
-        self.names = DigestTable()
         self.numbers = array("i")
         self.lengths = array("I")
         self.ends: list[int] = []
         """For each layer, how many there are when its own have been added."""
+        if len(layers) == 1 and isinstance(layers[0], DigestTable):
+            self.names = layers[0]  # each is there once already
+            for digest in self.names:
+                self._add(*find(digest))
+            self.ends.append(len(self.names))
+            return
+        self.names = DigestTable()
         for layer in layers:
             for digest in layer:
                 if self.names.add(digest):
-                    number, length = find(digest)
-                    self.numbers.append(_NEW if number is None else number)
-                    self.lengths.append(length)
+                    self._add(*find(digest))
             self.ends.append(len(self.names))
+
+    def _add(self, number: int | None, length: int) -> None:
+        self.numbers.append(_NEW if number is None else number)
+        self.lengths.append(length)
 
 
 class _NewPack:

@@ -81,7 +81,7 @@ class Figures:
 class Publisher:
     """Stores images in one repository, with chunks out of `spool` and of the packs in `known`.
 
-    Packs that it writes are added to `known`, for the next platform of the image.
+    Packs that it writes are added to `known` when the next platform of the image is published.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Publisher:
         self._spool = spool
         self._report = report
         self._source = source
+        self._written: list[StoredPack] = []
         self.figures = Figures()
         self._counting = Lock()
 
@@ -107,16 +108,19 @@ class Publisher:
 
         Raises what `ImageStore`, `rewrite.PackCopier` and `ChunkSpool.keep` raise, and what making a layer's metadata does.
         """
+        while self._written:
+            self._known.add(self._written.pop(0))
         with ThreadPoolExecutor(PUTS, "put-pack") as putter:
             storing, holders = self._store_packs(layers, putter)
             # What is left of the metadata is made while the last packs are on their way.
             messages = [layer.metadata() for layer in layers]
             packs = [each.result() for each in storing]
-        for pack in packs:
-            self._known.add(pack)
+        self._written = list(packs)
         described = []
         for layer, message in zip(layers, messages, strict=True):
-            places = tuple(packs[number].place for number in holders.of(layer.chunks))
+            # Of an image with one layer every pack has chunks of it.
+            numbers = range(len(packs)) if len(layers) == 1 else holders.of(layer.chunks)
+            places = tuple(packs[number].place for number in numbers)
             said = MetadataLayer(sha256(message.stored), message.diff_id, message.verity, places, self._source)
             blob = Descriptor(MEDIA_TYPE_METADATA, said.metadata, len(message.stored), said.annotations())
             self._put(blob, io.BytesIO(message.stored))
@@ -218,17 +222,21 @@ class _Holders:
     def __init__(self, known: KnownPacks, kept: Sequence[int]) -> None:
         self._known = known
         self._order = {number: place for place, number in enumerate(kept)}
+        self._added: list[tuple[Iterable[Digest], int]] = []
         self._new = DigestTable()
         self._places = array("H")
 
     def add(self, chunks: Iterable[Digest], place: int) -> None:
         """The image's pack number `place` is a new one, of `chunks`."""
-        for digest in chunks:
-            if self._new.add(digest):
-                self._places.append(place)
+        self._added.append((chunks, place))
 
     def of(self, chunks: Iterable[Digest]) -> list[int]:
         """The numbers of the packs that have `chunks`, ascending."""
+        while self._added:
+            added, place = self._added.pop(0)
+            for digest in added:
+                if self._new.add(digest):
+                    self._places.append(place)
         return sorted(set(map(self._place, chunks)))
 
     def _place(self, digest: Digest) -> int:

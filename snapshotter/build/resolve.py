@@ -22,13 +22,15 @@ class BlockedError(InvalidError):
 
 def split(path: bytes) -> list[bytes]:
     """The components of `path`, made lexically canonical, and taken from the root: ``..`` never leads above it."""
+    named = [part for part in path.split(b"/") if part and part != b"."]
+    if b".." not in named:
+        return named
     parts: list[bytes] = []
-    for part in path.split(b"/"):
-        if part == b"..":
-            if parts:
-                parts.pop()
-        elif part not in (b"", b"."):
+    for part in named:
+        if part != b"..":
             parts.append(part)
+        elif parts:
+            parts.pop()
     return parts
 
 

@@ -35,19 +35,25 @@ class AppendFile:
         except OSError as error:
             raise no_room(error, directory) from None
         self._directory = directory
-        self._pending = bytearray()
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._pending = 0  # bytes of the buffer that are still to be written
         self._flushed = 0
 
     @property
     def size(self) -> int:
-        return self._flushed + len(self._pending)
+        return self._flushed + self._pending
 
     def append(self, data: bytes | memoryview) -> int:
         """Add `data`; the offset at which it stands."""
         offset = self.size
-        self._pending += data
-        if len(self._pending) >= _BUFFER:
+        length = len(data)
+        if length > _BUFFER - self._pending:
             self._flush()
+        if length > _BUFFER:
+            self._write_all(memoryview(data))
+        else:
+            self._buffer[self._pending : self._pending + length] = data
+            self._pending += length
         return offset
 
     def append_all(self, pieces: list[memoryview]) -> None:
@@ -73,12 +79,12 @@ class AppendFile:
         return os.pread(self._file.fileno(), length, offset)
 
     def _flush(self) -> None:
-        if not self._pending:
-            return
-        view = memoryview(self._pending)
+        pending, self._pending = self._pending, 0
+        self._write_all(self._buffer[:pending])
+
+    def _write_all(self, view: memoryview) -> None:
         while len(view):
             view = view[self._write([view]) :]
-        self._pending = bytearray()
 
     def _write(self, pieces: list[memoryview]) -> int:
         try:
@@ -98,6 +104,10 @@ def no_room(error: OSError, directory: Path | None) -> FailedPreconditionError:
     return FailedPreconditionError(
         f"cannot keep temporary data in {place}: {error.strerror}; name another directory with TMPDIR"
     )
+
+
+_CODECS = tuple(Codec)
+"""By value. A call of `Codec` takes as long as all else that finding a chunk does."""
 
 
 class RawSpool:
@@ -208,7 +218,7 @@ class ChunkSpool:
         number = self.digests.find(digest)
         if number is None or not self._stored[number]:
             return None
-        return SpooledChunk(self._offsets[number], self._stored[number], self._raw[number], Codec(self._codecs[number]))
+        return SpooledChunk(self._offsets[number], self._stored[number], self._raw[number], _CODECS[self._codecs[number]])
 
     def readinto(self, buffer: memoryview, offset: int) -> int:
         """Read stored forms, one after another as they lie, from byte `offset` on; how many bytes were read, at least one."""

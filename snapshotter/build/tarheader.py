@@ -118,6 +118,9 @@ def decimal(raw: bytes, what: str) -> int:
 
 def pax_records(data: bytes) -> tuple[dict[bytes, bytes], list[bytes]]:
     """The records of a PAX header, and the numbers of a sparse map that stand in repeated records (version 0.0)."""
+    usual = _lines(data)
+    if usual is not None:
+        return usual, []
     records: dict[bytes, bytes] = {}
     pairs: list[bytes] = []
     at = 0
@@ -137,6 +140,23 @@ def pax_records(data: bytes) -> tuple[dict[bytes, bytes], list[bytes]]:
             records[key] = value
         at = end
     return records, pairs
+
+
+_REPEATED = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+
+
+def _lines(data: bytes) -> dict[bytes, bytes] | None:
+    """The records, if each is a line and none is of a sparse map: so are nearly all, and these take half the time."""
+    records: dict[bytes, bytes] = {}
+    *lines, rest = data.split(b"\n")
+    for line in lines:
+        length, space, record = line.partition(b" ")
+        key, equals, value = record.partition(b"=")
+        sound = space and equals and length.isdigit() and len(length) <= 20 and int(length) == len(line) + 1 >= 5
+        if not sound or key in _REPEATED:
+            return None
+        records[key] = value
+    return None if rest else records
 
 
 def apply_pax(header: TarHeader, pax: dict[bytes, bytes]) -> None:

@@ -65,7 +65,7 @@ def test_a_blob_without_a_name_gets_its_digest(tmp_path: Path, size: int) -> Non
 
 def test_what_ends_with_an_error_gets_no_name(tmp_path: Path) -> None:
     class Failing(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
+        def readinto(self, buffer: object, /) -> int:
             raise CorruptError("it is not what it was")
 
     store = LayoutStore(tmp_path)
