@@ -18,6 +18,7 @@ from snapshotter.chunkstore.base import ChunkRef, ChunkStore
 from snapshotter.chunkstore.claims import Claimed, NoClaims
 from snapshotter.chunkstore.directory import ChunkDirectory, Sealing, VerityOf
 from snapshotter.chunkstore.eviction import Evictor
+from snapshotter.chunkstore.marks import Marks
 from snapshotter.chunkstore.reserve import Cap
 from snapshotter.chunkstore.stats import Count, Stats
 from snapshotter.chunkstore.writebehind import QUEUE_BYTES, WriteBehind
@@ -53,7 +54,7 @@ class ChunkCache:
         claims: Claimed | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.directory = ChunkDirectory(root, sealing=sealing)
+        self.directory = ChunkDirectory(root, sealing=sealing, marks=Marks.of(root / "chunks") if sealing is None else None)
         self.stats = stats
         self._clock = clock
         self._claims: Claimed = claims or NoClaims()

@@ -10,7 +10,8 @@ disk. What remains to be seen, once, is that it is sealed with the digest that t
 **Otherwise** a file is hashed when it is first read, and again whenever the kernel has to ask the disk for any of it: as long
 as all of it is in the page cache it is what was hashed. "First" is remembered per process in a bounded map from digest to
 the file's identity (inode, size, ctime); a file that was replaced, cut or written to since is hashed again, and so is one
-that fell out of the map.
+that fell out of the map. What this or another process has hashed since the machine started has a mark (`marks`), by which it is
+checked in a fifth of the time.
 
 Several processes may use one directory: names are content, so whoever renames last changes nothing.
 
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from snapshotter.chunkstore import pagecache
+from snapshotter.chunkstore.marks import Marks
 from snapshotter.chunkstore.pagecache import PageCacheReader
 from snapshotter.chunkstore.reserve import is_recent
 from snapshotter.errors import CorruptError
@@ -88,11 +90,20 @@ class Usage(NamedTuple):
 class ChunkDirectory:
     """Chunk files by digest. `load` verifies; `store` trusts its caller to have done so."""
 
-    def __init__(self, root: Path, *, sealing: Sealing | None = None, verified_max: int = VERIFIED_MAX) -> None:
-        """`sealing`: have the kernel check the files; its file system must be able to."""
+    def __init__(
+        self,
+        root: Path,
+        *,
+        sealing: Sealing | None = None,
+        verified_max: int = VERIFIED_MAX,
+        marks: Marks | None = None,
+    ) -> None:
+        """`sealing`: have the kernel check the files; its file system must be able to. `marks`: check those more quickly
+        that this cache has hashed before; what the kernel checks needs none."""
         self.path = root / "chunks"
         self._base = os.fspath(self.path)
         self._sealing = sealing
+        self._marks = marks if sealing is None else None
         self._verified: dict[Digest, _Identity] = {}
         self._sealed: set[Digest] = set()
         self._verified_max = verified_max
@@ -172,7 +183,7 @@ class ChunkDirectory:
             else:
                 # What is hashed now may as well have come from the disk this moment: nobody has to ask where it was.
                 raw = self._resident.read(descriptor, status.st_size)
-                if raw is None or sha256(raw) != digest:
+                if raw is None or not self._matches(digest, descriptor, raw):
                     return None
                 self._remember(digest, identity, sealed=False)
             return raw
@@ -285,7 +296,7 @@ class ChunkDirectory:
         raw = _read(descriptor, size)
         # An image that names a wrong digest must not spoil the chunk for others: the chunk's name has the last word.
         is_named = measured is not None and verity_of is not None and measured == verity_of(digest)
-        if len(raw) != size or not (is_named or sha256(raw) == digest):
+        if len(raw) != size or not (is_named or self._matches(digest, descriptor, raw)):
             raise self._drop(digest, "does not match its name")
         if self._sealing is not None and measured is None:
             # kept by an earlier daemon that did not seal
@@ -293,6 +304,20 @@ class ChunkDirectory:
             identity = _identity(os.fstat(descriptor))
         self._remember(digest, identity, sealed=self._sealing is not None)
         return raw
+
+    def _matches(self, digest: Digest, descriptor: int, raw: bytes) -> bool:
+        """Whether `raw`, what the file holds, is the chunk.
+
+        Where the file is marked now, its ctime is another than that of the identity which is remembered: so it is checked once
+        more, by the mark. To ask for its identity afterwards would let pass what was written to it meanwhile.
+        """
+        if self._marks is not None and self._marks.fits(digest, descriptor, raw):
+            return True
+        if sha256(raw) != digest:
+            return False
+        if self._marks is not None:
+            self._marks.set(digest, descriptor, raw)
+        return True
 
     def store(self, digest: Digest, raw: bytes, *, wanted: bool = True) -> None:
         """Publish the chunk. `wanted`: a container reads it now; else it comes ahead of readers.
@@ -309,6 +334,8 @@ class ChunkDirectory:
             try:
                 if self._sealing is not None:
                     self._sealing.enable(descriptor)
+                elif self._marks is not None:
+                    self._marks.set(digest, descriptor, raw)
                 try:
                     os.rename(temporary, path)
                 except FileNotFoundError:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from snapshotter.chunkstore import directory, pagecache
 from snapshotter.chunkstore.directory import ChunkDirectory
+from snapshotter.chunkstore.marks import Marks
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.verity import verity_digest
@@ -133,6 +135,64 @@ def test_what_a_disk_has_to_be_asked_for_is_not_at_hand(tmp_path: Path, monkeypa
     assert chunks.at_hand(sha256(long)) is None
     monkeypatch.setattr(pagecache, "resident_pages", lambda descriptor, size: 0)
     assert chunks.at_hand(DIGEST) is None
+
+
+# With marks of what was hashed before.
+
+
+def marked(root: Path) -> ChunkDirectory:
+    return ChunkDirectory(root, marks=Marks.of(root))
+
+
+def test_what_an_earlier_process_stored_is_not_hashed_by_sha256_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked(tmp_path).store(DIGEST, RAW)
+    monkeypatch.setattr(directory, "sha256", no_hashing)
+    assert marked(tmp_path).load(DIGEST) == RAW
+    assert marked(tmp_path).at_hand(DIGEST) == RAW
+
+
+@pytest.mark.parametrize("read", [ChunkDirectory.load, ChunkDirectory.at_hand])
+def test_what_an_earlier_process_hashed_is_not_hashed_by_sha256_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[ChunkDirectory, Digest], bytes | None]
+) -> None:
+    ChunkDirectory(tmp_path).store(DIGEST, RAW)  # without a mark
+    assert read(marked(tmp_path), DIGEST) == RAW
+    monkeypatch.setattr(directory, "sha256", no_hashing)
+    assert read(marked(tmp_path), DIGEST) == RAW
+
+
+@pytest.mark.parametrize("after_a_read", [False, True])
+def test_a_marked_file_in_which_a_bit_flipped_is_not_served(tmp_path: Path, after_a_read: bool) -> None:
+    marked(tmp_path).store(DIGEST, RAW)
+    chunks = marked(tmp_path)
+    if after_a_read:
+        assert chunks.load(DIGEST) == RAW
+    flip(chunks.file(DIGEST))
+    assert chunks.at_hand(DIGEST) is None
+    with pytest.raises(CorruptError, match="does not match its name"):
+        chunks.load(DIGEST)
+
+
+def test_what_was_written_to_a_file_while_it_was_marked_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ChunkDirectory(tmp_path).store(DIGEST, RAW)
+    chunks = marked(tmp_path)
+    set_mark = Marks.set
+
+    def set_and_flip(self: Marks, digest: Digest, descriptor: int, raw: bytes) -> None:
+        set_mark(self, digest, descriptor, raw)
+        flip(chunks.file(DIGEST))
+
+    monkeypatch.setattr(Marks, "set", set_and_flip)
+    assert chunks.load(DIGEST) == RAW
+    assert chunks.at_hand(DIGEST) is None
+    with pytest.raises(CorruptError):
+        chunks.load(DIGEST)
+
+
+def test_what_the_kernel_checks_gets_no_mark(tmp_path: Path, kernel: FakeSealing) -> None:
+    chunks = ChunkDirectory(tmp_path, sealing=kernel, marks=Marks.of(tmp_path))
+    chunks.store(DIGEST, RAW)
+    assert os.listxattr(chunks.file(DIGEST)) == []
 
 
 # Sealed.
