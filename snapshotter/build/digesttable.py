@@ -1,4 +1,4 @@
-"""Digests by number, in little memory: 42 to 50 bytes each, where a dictionary takes 200."""
+"""Digests by number, in little memory: where there are many, 42 to 50 bytes each, of which a dictionary takes 200."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from snapshotter.format.digest import Digest
 
 _SIZE = 32
 _PLACES = 64
+_MANY = 1 << 16
+"""Places up to which a table that is full gets eight times as many: every digest's place is found again each time, which
+takes as long as to add it. Beyond, the memory counts."""
 
 
 class DigestTable(Sequence[Digest]):
@@ -74,7 +77,8 @@ class DigestTable(Sequence[Digest]):
     __hash__ = None  # type: ignore[assignment]  # as of other sequences that are compared by what they hold
 
     def _grow(self) -> None:
-        places = array("I", bytes(8 * len(self._places)))
+        count = len(self._places) * (2 if len(self._places) >= _MANY else 8)
+        places = array("I", bytes(4 * count))
         mask = len(places) - 1
         for number, digest in enumerate(self, 1):
             at = hash(digest) & mask
