@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from operator import itemgetter
-from typing import Literal, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 from snapshotter.errors import InvalidError
 from snapshotter.format.digest import Digest
@@ -190,8 +190,7 @@ def _cutter(cutting: Cutting) -> Callable[[memoryview], Iterable[int]]:
     return lambda view: (chunk.length for chunk in cutter.cut_buf(view))
 
 
-@dataclass(frozen=True, slots=True)
-class CutChunk:
+class CutChunk(NamedTuple):
     """A chunk that was cut: its name, raw length, and whether the name is that of compressed bytes (upstream's images)."""
 
     digest: Digest
@@ -240,6 +239,13 @@ _REFERENCE = struct.Struct("<32sII?")
 _PACK = _REFERENCE.pack
 
 
+def _whole(size: int, chunks: Sequence[CutChunk]) -> ChunkList:
+    """The chunk list of a file that was cut alone, as most chunks are."""
+    if sum([chunk.length for chunk in chunks]) != size:
+        raise ValueError("the chunks end before the file does, or it before them")
+    return ChunkList.unpack(b"".join([_PACK(digest, 0, length, compressed) for digest, length, compressed in chunks]))
+
+
 def assign(sizes: Sequence[int], chunks: Sequence[CutChunk]) -> list[ChunkList]:
     """The chunk lists of files of `sizes` bytes that were run together and cut into `chunks`.
 
@@ -248,6 +254,8 @@ def assign(sizes: Sequence[int], chunks: Sequence[CutChunk]) -> list[ChunkList]:
     Raises:
         ValueError: the sizes' sum is not the chunks'.
     """
+    if len(sizes) == 1:
+        return [_whole(sizes[0], chunks)]
     found: list[ChunkList] = []
     rest = iter(chunks)
     chunk = next(rest, None)
