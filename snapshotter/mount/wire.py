@@ -23,9 +23,9 @@ MINOR_MIN = 31
 
 READ_MAX = 1 << 20
 """Largest read that is negotiated, in bytes: 256 pages, the kernel's own default limit (fs.fuse.max_pages_limit)."""
-READ_AHEAD_MAX = 2 << 20
-"""Bytes that the kernel reads ahead of who reads in order: two of the longest reads, so that two threads have something to
-do (docs/decisions/read-ahead.md)."""
+READ_AHEAD_MAX = 3 << 20
+"""Bytes that the kernel reads ahead of who reads in order: three of the longest reads, so that two threads have something to
+do while a third read is on its way (docs/decisions/read-ahead.md)."""
 BUFFER_SIZE = 128 << 10
 """Bytes to read(2) from /dev/fuse at once. The kernel refuses less than 8 KiB and than max_write with a header
 (fuse_dev_do_read); the longest that comes is a batch of forgets, which it cuts to fit."""

@@ -351,7 +351,7 @@ def test_the_mount_is_readonly_and_reads_ahead_far(daemon: Daemon, image: Path, 
     assert info is not None
     assert (info.fs_type, info.source, info.mountpoint) == ("fuse.puzzlefs", "test", point)
     assert mounting.our_mounts(tmp_path) == [info]
-    assert Path(f"/sys/class/bdi/{info.device}/read_ahead_kb").read_text() == "2048\n"
+    assert Path(f"/sys/class/bdi/{info.device}/read_ahead_kb").read_text() == "3072\n"
     daemon.unmount(point)
     assert mounting.find(point) is None
     with pytest.raises(NotFoundError):

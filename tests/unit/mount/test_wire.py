@@ -126,7 +126,7 @@ def test_replies() -> None:
     assert wire.pack_header(5, 0, 2) == struct.pack("<IiQ", 16, -2, 5)
     assert wire.pack_resend() == struct.pack("<IiQ", 16, 7, 0)
     init = struct.unpack_from("<IIIIHHIIHHI", wire.pack_init(wire.Negotiated(41, (1 << 22) | (1 << 39), 0)))
-    assert init == (7, 41, 2 << 20, 1 << 22, 64, 48, 4096, 1, 256, 0, 1 << 7)
+    assert init == (7, 41, 3 << 20, 1 << 22, 64, 48, 4096, 1, 256, 0, 1 << 7)
 
 
 @pytest.mark.parametrize("seconds", [0, 1, -1, 1_700_000_000, -(2**63), 2**63 - 1])
