@@ -629,4 +629,4 @@ def test_progress_reaches_its_end(source: Source, target: LayoutStore) -> None:
     assert {stage for stage, _ in ends} == {"read", "push"}
     assert all(now.done == now.total for now in ends.values())
     pushed = sum(now.total for (stage, _), now in ends.items() if stage == "push")
-    assert pushed > 100_000, "the pack, which does not compress, is among it"
+    assert pushed > 50_000, "the pack, half of which does not compress, is among it"
