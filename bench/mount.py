@@ -212,8 +212,10 @@ def _section(
 The tree is the image of `make demo` (Debian 12 with Python and NumPy, 12,000 inodes, 279 MB) and one file of
 {BIG_SIZE >> 30} GiB that does not compress. Every engine is mounted below overlayfs with a writable directory on top, as in a
 container. *Cold*: a new mount by a new server that has everything on this machine (the worker's chunks are files of its
-cache, not yet checked since its start); what is on the disk is in the page cache, for all alike. *Warm*: the same again on the
-same mount. {rounds} rounds, in each of which all engines take turns in changing order; medians, and beside them the median over
+cache, not yet checked since its start, but checked and marked by earlier ones since the machine's, as in a cache that workers
+have filled; docs/decisions/reading-local-chunks.md); what is on the disk is in the page cache, for all alike. *Warm*: the same
+again on the same mount.
+{rounds} rounds, in each of which all engines take turns in changing order; medians, and beside them the median over
 the rounds of the ratio to overlayfs on the directory itself. `walk`: `find -ls`; `tar`: GNU tar to a pipe, both without the
 big file; `random reads`: 4,000 of 4 KiB in the big file; `big file`: `dd bs=1M`; `import numpy`: in a chroot.
 The worker is `puzzlefs-snapshotter`'s own, with its whole chain of chunk stores; `puzzlefs mount` serves the same image as an
