@@ -59,7 +59,7 @@ class ChunkCache:
         self._clock = clock
         self._claims: Claimed = claims or NoClaims()
         self._paused_until = float("-inf")
-        self._writer = WriteBehind(self._store, queue_bytes)
+        self._writer = WriteBehind(self._store, queue_bytes, hurried=self._claims.awaited)
         self._lock = threading.Lock()
         self.directory.remove_stale_temporaries()
         self._unread: dict[Digest, None] = {}  # what this process was given unasked, until somebody reads it
@@ -77,6 +77,7 @@ class ChunkCache:
 
         `verity_of` makes that cheaper where files are sealed (`ChunkDirectory.load`).
         """
+        self._writer.busy()
         raw = self._writer.peek(digest)
         if raw is not None:
             self._read(digest)
@@ -90,6 +91,7 @@ class ChunkCache:
 
     def at_hand(self, digest: Digest) -> bytes | None:
         """What `peek` gives, if no disk has to be asked for it; else None."""
+        self._writer.busy()
         raw = self._writer.peek(digest)
         if raw is not None:
             self._read(digest)

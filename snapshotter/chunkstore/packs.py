@@ -349,22 +349,23 @@ class PackStore:
     def _await_others(self, digests: Sequence[Digest], got: dict[Digest, bytes], deadline: float) -> None:
         """Wait until one of `digests` is in the cache (then it is added to `got`), or may be fetched here: another process was
         bringing it and has failed or died."""
-        while True:
-            found = self._peek(digests)
-            if found:
-                got |= found
-                return
-            if any(self._flying.claims.take(digest) for digest in digests):
-                got |= self._peek(digests)  # it may have come between the look and the claim
-                self._flying.claims.release(digest for digest in digests if digest in got)
-                return
-            if time.monotonic() > deadline:
-                message = (
-                    f"chunk {to_text(digests[0])}: waited {self._timeout:g} s for another process that is fetching it, from"
-                )
-                message += f" {self.name} or where its images are from"
-                raise SourceUnavailableError(message, retryable=False)
-            time.sleep(POLL)
+        with self._flying.claims.awaiting():
+            while True:
+                found = self._peek(digests)
+                if found:
+                    got |= found
+                    return
+                if any(self._flying.claims.take(digest) for digest in digests):
+                    got |= self._peek(digests)  # it may have come between the look and the claim
+                    self._flying.claims.release(digest for digest in digests if digest in got)
+                    return
+                if time.monotonic() > deadline:
+                    message = (
+                        f"chunk {to_text(digests[0])}: waited {self._timeout:g} s for another process that is fetching it, from"
+                    )
+                    message += f" {self.name} or where its images are from"
+                    raise SourceUnavailableError(message, retryable=False)
+                time.sleep(POLL)
 
     def _collect(self, coming: Mapping[Digest, Future[bytes]], others: Container[Digest]) -> dict[Digest, bytes]:
         """Wait for all of `coming`; those that `others` bring may fail, and lack then.

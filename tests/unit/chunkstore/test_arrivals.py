@@ -13,7 +13,9 @@ from snapshotter.chunkstore.arrivals import Arrivals, Decoder, read
 from snapshotter.chunkstore.base import ChunkCorruptError
 from snapshotter.chunkstore.planner import Limits, Range
 from snapshotter.errors import CorruptError
-from snapshotter.format.digest import Digest
+from snapshotter.format.compression import Codec, encode_group
+from snapshotter.format.digest import Digest, sha256
+from snapshotter.format.pack import PackEntry
 from tests.support.chunks import MemoryBlobs, RangedBlobs, make_pack, some_chunks
 
 CHUNKS = some_chunks(24)
@@ -83,3 +85,20 @@ def test_a_short_answer_is_corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "read_range", short)
     with pytest.raises(CorruptError, match="5 bytes came instead of"):
         list(read(blobs, PLACE.pack, some({1})))
+
+
+@pytest.mark.parametrize("size", [1, 700, 1 << 20])
+def test_the_chunks_of_a_group_share_the_bytes_that_are_stored_of_it(size: int) -> None:
+    groups = [encode_group(CHUNKS[:9], 3), encode_group(CHUNKS[9:12], 3)]
+    body = groups[0] + groups[1]
+    entries = []
+    for number, raw in enumerate(CHUNKS[:12]):
+        second = number >= 9
+        within = sum(map(len, CHUNKS[9 * second : number]))
+        start, stored = 100 + len(groups[0]) * second, len(groups[second])
+        entries.append(PackEntry(sha256(raw), len(raw), start, stored, Codec.GROUP, within))
+    arrivals = Arrivals([Range(100, len(body), tuple(entries))])
+    decoder = Decoder("the pack")
+    cut = [part for at in range(0, len(body), size) for part in arrivals.feed(100 + at, body[at : at + size])]
+    assert [decoder.decode(*part) for part in cut] == CHUNKS[:12]
+    assert len({id(stored) for _, stored in cut}) == 2

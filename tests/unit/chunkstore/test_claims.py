@@ -137,3 +137,20 @@ def test_what_is_claimed_here_has_come_and_is_fetched_again_only_for_a_reader_wh
     assert flying.claim(ONE, is_not_here, wanted=True), "it was corrupt"
     assert claims.holds(ONE)
     claims.close()
+
+
+def test_who_waits_is_seen_by_the_others_and_not_by_itself(tmp_path: Path) -> None:
+    one, other, third = (Claims(tmp_path) for _ in range(3))
+    assert one.take(ONE)
+    assert not one.awaited()
+    with other.awaiting(), third.awaiting():
+        with other.awaiting():
+            assert one.awaited()
+        assert one.awaited()
+        assert other.awaited()
+        third.close()  # as when its process ends
+        assert one.awaited()
+        assert not other.awaited()
+    assert not one.awaited()
+    for claims in (one, other):
+        claims.close()
