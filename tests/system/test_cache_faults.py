@@ -115,7 +115,8 @@ def test_a_disk_that_is_full(node: Node, server: Server, large: Published) -> No
         with node.containerd.snapshot(server.chain_id(large.lazy), node.directory / "v", "puzzlefs") as root:
             read(root)
             read(root)
-        assert "cannot write to the chunk cache" in node.snapshotter.log.read_text()
+        said = "cannot write to the chunk cache"  # a moment later: it is written when it is quiet
+        node.snapshotter.service.wait_until(lambda: said in node.snapshotter.log.read_text(), said)
     finally:
         subprocess.run(["umount", "--lazy", str(cache)], check=True)
     assert "Traceback" not in node.snapshotter.log.read_text()
