@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +19,15 @@ from pathlib import Path
 from snapshotter.build.chunk import UPSTREAM_CUTTING, CutChunk
 from snapshotter.build.content import layer_from_directory
 from snapshotter.build.encoder import ParallelEncoder
-from snapshotter.build.entries import Node, inode
+from snapshotter.build.entries import Node, inode, number
 from snapshotter.build.image import Options
 from snapshotter.build.layout import BuiltLayout, LayoutChunks, chunk_descriptors, publish_layout, read_rootfs
 from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.segments import SegmentFiles
+from snapshotter.build.shelf import Shelf
 from snapshotter.format.digest import Digest, Digests
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind, Xattr
+from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
 from snapshotter.format.writer import build
 from snapshotter.registry.base import NamingStore
@@ -44,25 +47,38 @@ def build_upstream(
 
     Of `options` the number of workers counts. Raises what `layout.build_layout` raises.
     """
+    chosen = options or Options()
     below = read_rootfs(layout, base) if base is not None else None
     chunks = _UpstreamChunks(layout, compress=compress)
-    with ParallelEncoder(chunks.encode, chunks.take, UPSTREAM_CUTTING.maximum, (options or Options()).workers) as encoder:
-        root = layer_from_directory(tree, encoder, UPSTREAM_CUTTING, report, every_xattr=True)
-    layers = below.stored() if below is not None else []
-    verity = {pair.digest: pair.verity for pair in below.verities()} if below is not None else {}
-    new = upstream_inodes(root, layers)
-    for number in sorted({one.ino for one, other in pairwise(new) if one.ino == other.ino}):
-        lost = f"several inodes are number {number}, as upstream's program has it: readers find one of them"
-        report(Progress("note", f"{os.fsdecode(tree)}: {lost}"))
-    if not any(_same(new, layer) for layer in layers):
-        layers = [new, *layers]
-    verity.update(chunks.verities())
-    pairs = (ChunkVerity(digest, verity[digest]) for digest in sorted(verity))
-    room = SegmentFiles((options or Options()).temporary)
-    message = build(list(map(len, layers)), layers, len(verity), pairs, times=False, room=room)
-    if below is not None:
-        below.close()
+    with ExitStack() as stack:
+        shelf = stack.enter_context(closing(Shelf(chosen.temporary)))
+        if below is not None:
+            stack.callback(below.close)
+        with ParallelEncoder(chunks.encode, chunks.take, UPSTREAM_CUTTING.maximum, chosen.workers) as encoder:
+            root = layer_from_directory(tree, encoder, UPSTREAM_CUTTING, report, shelf, every_xattr=True)
+        room = SegmentFiles(chosen.temporary)
+        if below is None:
+            numbering = number(root)
+            inodes = (_inode(ino, node, numbering.entries(node)) for ino, node in numbering)
+            digests = sorted(digest for digest, _ in chunks.verities())
+            pairs = (ChunkVerity(digest, chunks.verity(digest)) for digest in digests)
+            message = build([len(numbering)], [inodes], len(digests), pairs, times=False, room=room)
+        else:
+            layers = _over(below, root, os.fsdecode(tree), report)
+            verity = {pair.digest: pair.verity for pair in below.verities()} | dict(chunks.verities())
+            pairs = (ChunkVerity(digest, verity[digest]) for digest in sorted(verity))
+            message = build(list(map(len, layers)), layers, len(verity), pairs, times=False, room=room)
     return publish_layout(layout, tag, message, chunk_descriptors(chunks.order(), chunks.size, compressed=compress))
+
+
+def _over(below: Rootfs, root: Node, name: str, report: Report) -> Sequence[Sequence[Inode]]:
+    """The metadata layers of the image `below` with the tree `root`, which is called `name`, over it."""
+    layers = below.stored()
+    new = upstream_inodes(root, layers)
+    for ino in sorted({one.ino for one, other in pairwise(new) if one.ino == other.ino}):
+        lost = f"several inodes are number {ino}, as upstream's program has it: readers find one of them"
+        report(Progress("note", f"{name}: {lost}"))
+    return layers if any(_same(new, layer) for layer in layers) else [new, *layers]
 
 
 def upstream_inodes(root: Node, layers: Sequence[Sequence[Inode]]) -> list[Inode]:
@@ -93,27 +109,27 @@ def upstream_inodes(root: Node, layers: Sequence[Sequence[Inode]]) -> list[Inode
         for name, node in sorted(names.items()):
             earlier = known.get(numbered.get(name, 0))
             if earlier is None or earlier.kind is Kind.WHT:
-                number, earlier = following, None
+                ino, earlier = following, None
                 following += 1
             else:
-                number = earlier.ino
+                ino = earlier.ino
             is_new = id(node) not in numbers
-            found_entries.append(DirEntry(numbers.setdefault(id(node), number), name))
+            found_entries.append(DirEntry(numbers.setdefault(id(node), ino), name))
             if is_new:
-                rendered.append((number, node))
+                rendered.append((ino, node))
                 if node.kind is Kind.DIR:
                     below.append((node, earlier))
         pending.extend(reversed(below))
     # The order of inodes that share a number: whiteouts, then directories, files and the rest, each as they were come by.
     rank = {Kind.DIR: 0, Kind.FILE: 1}
     rendered.sort(key=lambda pair: rank.get(pair[1].kind, 2))
-    new = [_inode(number, node, entries.get(id(node), ())) for number, node in rendered]
+    new = [_inode(ino, node, entries.get(id(node), ())) for ino, node in rendered]
     return sorted([*whiteouts, *new], key=lambda found: found.ino)
 
 
-def _inode(number: int, node: Node, entries: Sequence[DirEntry]) -> Inode:
+def _inode(ino: int, node: Node, entries: Sequence[DirEntry]) -> Inode:
     xattrs = [Xattr(key, value) for key, value in node.xattrs.items()]
-    return replace(inode(number, node, entries), look_below=False, xattrs=xattrs, mtime=0, mtime_nsec=0)
+    return replace(inode(ino, node, entries), look_below=False, xattrs=xattrs, mtime=0, mtime_nsec=0)
 
 
 def _same(one: Sequence[Inode], other: Sequence[Inode]) -> bool:
