@@ -1,9 +1,9 @@
 """Writes that happen behind the reads that caused them: a bounded queue and one thread, which waits for a quiet moment.
 
 Making a file takes a process 0.2 ms, and was seen to take up to 1 ms where many were deleted within the last minutes: while a
-container starts, that was up to a third of what a worker did, with a container waiting for the same processors. So a chunk is held until nothing was put or read for a moment,
-though not for long. What is queued can be read back (`peek`) until it is written: nobody fetches it again in between, and it
-need not be read from a file and hashed.
+container starts, that was up to a third of what a worker did, with a container waiting for the same processors. So a chunk is
+held until nothing was put or read for a moment, though not for long. What is queued can be read back (`peek`) until it is
+written: nobody fetches it again in between, and it need not be read from a file and hashed.
 """
 
 from __future__ import annotations
