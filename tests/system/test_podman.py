@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,11 +141,17 @@ def test_status_shows_the_image(machine: Machine, plain: Published) -> None:
     """Among the images of the node, as podman's, for people and for programs."""
     reference = machine.reference(plain.lazy)
     machine.podman.run(reference, *HELLO)
-    told = json.loads(puzzlefs("status", "--socket", machine.snapshotter.socket, "--json").stdout)
-    image = told["images"][reference]
+
+    def tell() -> dict[str, Any]:
+        said = puzzlefs("status", "--socket", machine.snapshotter.socket, "--json").stdout
+        return json.loads(said)["images"][reference]  # type: ignore[no-any-return]
+
+    # What was read is written to the cache a moment later, when it is quiet.
+    machine.snapshotter.service.wait_until(lambda: tell()["local"] > 0, "a cached chunk in the status")
+    image = tell()
     assert image["of"] == ["podman"]
     assert len(image["layers"]) == len(machine.layers())
-    assert 0 < image["local"] < image["chunks"]
+    assert image["local"] < image["chunks"]
     assert reference in puzzlefs("status", "--socket", machine.snapshotter.socket).stdout
 
 

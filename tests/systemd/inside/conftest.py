@@ -24,7 +24,7 @@ def node(server: Server) -> Iterator[Node]:
     directory = Path(tempfile.mkdtemp(prefix="n-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
-        unit = Unit(directory, [server.relay.address])
+        unit = Unit(directory, [server.relay.address], directory / "c" / "containerd.sock")
         stack.callback(unit.stop)
         containerd = Containerd(directory / "c", unit.socket)
         stack.callback(containerd.stop)

@@ -23,7 +23,7 @@ OLD_VERSION = "0.0.9"
 class Unit(Snapshotter):
     """The service, installed as the README says."""
 
-    def __init__(self, directory: Path, plain_http: Iterable[str]) -> None:
+    def __init__(self, directory: Path, plain_http: Iterable[str], containerd: Path) -> None:
         self.directory = directory
         self.root = Path("/var/lib/puzzlefs")
         self.socket = Path("/run/puzzlefs/snapshotter.sock")
@@ -32,7 +32,8 @@ class Unit(Snapshotter):
         self.use("new")
         self.config.parent.mkdir(exist_ok=True)
         registries = "".join(f'[registry."{host}"]\nplain_http = true\n' for host in plain_http)
-        self.config.write_text((tools.ROOT / "deploy/puzzlefs/config.toml").read_text() + registries)
+        shipped = (tools.ROOT / "deploy/puzzlefs/config.toml").read_text()
+        self.config.write_text(shipped.replace("[containerd]\n", f'[containerd]\naddress = "{containerd}"\n') + registries)
         shutil.copy(tools.ROOT / "systemd" / NAME, "/etc/systemd/system/")
         run("systemctl", "daemon-reload")
         self.start()
