@@ -9,6 +9,7 @@ from __future__ import annotations
 import marshal
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -38,9 +39,9 @@ class Shelf:
     def __init__(self, directory: Path | None = None, limit: int = LEAVES_MAX) -> None:
         """`directory`: where files are made; by default, where the system keeps temporary files. `limit`: see `LEAVES_MAX`."""
         self._limit = limit
-        self._file = AppendFile(directory)
+        self._directory = directory
+        self._files: _Files | None = None  # made when they are needed: most trees need no temporary directory
         self._lock = Lock()
-        self._lists = ChunkLists(directory)
         # Directories that are in memory, each with how many leaves it has (or had names put in), the latest last.
         self._recent: dict[Node, int] = {}
         self._total = 0
@@ -70,8 +71,14 @@ class Shelf:
 
     def close(self) -> None:
         """Give the space back."""
-        self._file.close()
-        self._lists.close()
+        if self._files is not None:
+            self._files.records.close()
+            self._files.lists.close()
+
+    def _made(self) -> _Files:
+        if self._files is None:
+            self._files = _Files(AppendFile(self._directory), ChunkLists(self._directory))
+        return self._files
 
     def _note(self, directory: Node, leaves: int) -> None:
         self._recent[directory] = leaves
@@ -88,29 +95,31 @@ class Shelf:
                 self._staying.append(directory)
 
     def _put_away(self, directory: Node) -> None:
+        files = self._made()
         kept: dict[bytes, Node] = {}
         records = []
         for name, node in directory.names().items():
             if node.kind is Kind.DIR or node.is_shared:
                 kept[name] = node
             else:
-                records.append(_record(name, node, self._lists))
+                records.append(_record(name, node, files.lists))
         if records:
             data = marshal.dumps(records)
             with self._lock:
-                offset = self._file.append(data)
+                offset = files.records.append(data)
             directory.put_away(_Shelved(self, kept, offset, len(data)))
 
     def read(self, offset: int, length: int) -> list[_Record]:
         """What was put away there."""
+        files = self._made()
         with self._lock:
-            data = self._file.read(offset, length)
+            data = files.records.read(offset, length)
         found: list[_Record] = marshal.loads(data)  # noqa: S302  of our own making
         return found
 
     def node(self, record: _Record) -> Node:
         """A leaf as it was."""
-        return _node(record, self._lists)
+        return _node(record, self._made().lists)
 
     def came_back(self, directory: Node, leaves: int) -> None:
         """All leaves of a directory are in memory again."""
@@ -193,6 +202,14 @@ class ChunkLists:
     def close(self) -> None:
         """Give the space back."""
         self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What a shelf has on disk."""
+
+    records: AppendFile
+    lists: ChunkLists
 
 
 def _record(name: bytes, node: Node, lists: ChunkLists) -> _Record:

@@ -16,6 +16,7 @@ from snapshotter.build.chunk import ChunkList
 from snapshotter.build.entries import Content, Node, each_inode, inodes, number, stamp
 from snapshotter.build.mtimes import clamp_to
 from snapshotter.build.shelf import RETURNS_MAX, Shelf
+from snapshotter.errors import FailedPreconditionError
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import FileChunk, Kind
 from tests.support.builds import Builder
@@ -86,6 +87,15 @@ def test_a_leaf_comes_back_as_it_was(shelf: Shelf) -> None:
     content = back[b"0"].content
     assert content is not None
     assert (content.size, content.path, content.stamp, content.chunks) == (5, b"/d/f", stamp(7, 8, 9), None)
+
+
+def test_a_small_tree_needs_no_temporary_directory(tmp_path: Path) -> None:
+    with closing(Shelf(tmp_path / "missing", 4)) as shelf:
+        root = Node(Kind.DIR)
+        filled(shelf, root, b"a", 4)
+        shelf.settle()
+        with pytest.raises(FailedPreconditionError, match="TMPDIR"):
+            filled(shelf, root, b"b", 4)
 
 
 def test_a_file_that_is_cut_while_it_is_away_has_its_chunks(shelf: Shelf) -> None:
