@@ -97,6 +97,16 @@ class Node:
         self.snapshotter.pull(reference, self.containerd.namespace)
         return reference
 
+    def wait_for_cache(self, reference: str) -> None:
+        """Return once all chunks of an image that was read to the last are in the cache: they are written a moment later."""
+
+        def is_whole() -> bool:
+            said = puzzlefs("status", "--socket", self.snapshotter.socket, "--json").stdout
+            image = json.loads(said)["images"][reference]
+            return bool(image["local"] == image["chunks"] > 0)
+
+        self.snapshotter.service.wait_until(is_whole, f"all of {reference} in the cache")
+
     def left(self) -> list[str]:
         """What the snapshotter keeps after containerd has collected its garbage: snapshots, mounts, directories."""
         found = []

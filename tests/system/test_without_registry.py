@@ -43,6 +43,7 @@ def test_fully_cached_images_start(node: Node, plain: Published) -> None:
     """After a reboot without a network, from what is on this machine alone."""
     reference = node.pull_lazily(plain.lazy)
     expected = node.containerd.run(reference, *EVERYTHING, snapshotter="puzzlefs").text
+    node.wait_for_cache(reference)
     reboot(node)
     with node.relay.gone():
         node.start_again()
