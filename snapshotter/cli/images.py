@@ -20,7 +20,6 @@ from snapshotter.cli.collector import collector_paused
 from snapshotter.cli.output import Reporter, reporter, size
 from snapshotter.cli.registries import LateRegistries, config_option
 from snapshotter.cli.signals import ended_by_signals
-from snapshotter.cli.switching import threads_switched_often
 from snapshotter.format.compression import DEFAULT_LEVEL
 from snapshotter.format.digest import to_text
 from snapshotter.registry import transports
@@ -95,7 +94,6 @@ def _make(make: Callable[..., Converted], told: _Request) -> None:
     """Run `make` (``convert`` or ``push``) between the places that were named, and print what it made."""
     with (
         collector_paused(),
-        threads_switched_often(),
         _places(told.source, told.destination, told.reuse, told.config_path) as (source, destination, target, named),
         reporter() as report,
     ):

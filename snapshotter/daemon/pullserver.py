@@ -1,6 +1,6 @@
 """Pulls images for ``puzzlefs pull`` (`pullclient`), in the daemon, which has connections, tokens and everything else at hand.
 
-A command of its own would take half as long again to be loaded as to pull a lazy image.
+A command that did it itself would take longer to be loaded than a lazy image takes to be pulled.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class PullServer:
         self._socket.close()
 
     def _take(self, connection: socket.socket) -> None:
-        threading.Thread(target=self._serve, args=(connection,), name="pull", daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, args=(connection,), name="pull", daemon=True).start()
+        except RuntimeError:  # no thread can be had now: the client is told by the end of its connection
+            connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, ClientGoneError):
