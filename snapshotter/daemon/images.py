@@ -27,7 +27,7 @@ from snapshotter.format.verity import verity_digest
 from snapshotter.format.writer import encode
 from snapshotter.registry import documents
 from snapshotter.registry.base import LOCAL_MANIFEST_MAX, Descriptor
-from snapshotter.registry.layout import LayoutReader
+from snapshotter.registry.layoutreader import LayoutReader
 from snapshotter.registry.platforms import Platform, select
 
 

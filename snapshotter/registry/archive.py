@@ -21,7 +21,9 @@ from typing import BinaryIO
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format.digest import Digest
 from snapshotter.registry.base import MANIFEST_MAX, Descriptor
-from snapshotter.registry.layout import Extent, LayoutReader, LayoutStore, exactly, os_failure
+from snapshotter.registry.extent import Extent, exactly
+from snapshotter.registry.layout import LayoutStore, os_failure
+from snapshotter.registry.layoutreader import LayoutReader
 
 MEMBERS_MAX = 1 << 20
 """Most members of an archive that is read."""

@@ -18,17 +18,18 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO
 
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.registry import layoutindex
 from snapshotter.registry.base import LOCAL_MANIFEST_MAX, MANIFEST_MAX, Descriptor
-from snapshotter.registry.documents import canonical_json, manifest_type, parse_object
+from snapshotter.registry.documents import canonical_json
+from snapshotter.registry.extent import BLOCK, Extent, exactly
+from snapshotter.registry.layoutreader import LayoutReader
 from snapshotter.registry.uncommitted import Uncommitted
-from snapshotter.registry.verified import Checker, verified
+from snapshotter.registry.verified import Checker
 
-_BLOCK = 1 << 20
 _FOR_GOOD = (
     errno.EEXIST,
     errno.EACCES,
@@ -40,164 +41,6 @@ _FOR_GOOD = (
     errno.ENAMETOOLONG,
     errno.EINVAL,
 )
-
-
-class Extent:
-    """A run of bytes in an open file. Closing it closes the file if it is its `owner`."""
-
-    def __init__(self, descriptor: int, offset: int, size: int, name: str, *, owner: bool) -> None:
-        """`name` is for messages."""
-        self._name = name
-        self._descriptor = descriptor
-        self._offset = offset
-        self._owner = owner
-        self._at = 0
-        self.size = size
-
-    def __enter__(self) -> Extent:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """At most `length` bytes from `offset` on; none at the end. Raises UnavailableError where the file cannot be read."""
-        length = min(length, self.size - offset, _BLOCK)
-        try:
-            return os.pread(self._descriptor, length, self._offset + offset) if length > 0 else b""
-        except OSError as error:
-            raise UnavailableError(f"{self._name}: cannot be read: {error.strerror}") from error
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill `buffer`, or a part of it, from where the last `readinto` ended; how many bytes, none at the end."""
-        buffer = buffer[: max(self.size - self._at, 0)]
-        if not buffer:
-            return 0
-        try:
-            count = os.preadv(self._descriptor, [buffer], self._offset + self._at)
-        except OSError as error:
-            raise UnavailableError(f"{self._name}: cannot be read: {error.strerror}") from error
-        self._at += count
-        return count
-
-    def close(self) -> None:
-        """Give back the file."""
-        if self._owner:
-            os.close(self._descriptor)
-            self._owner = False
-
-
-class Files(Protocol):
-    """The files of a layout, wherever they lie."""
-
-    def document(self, name: str) -> bytes:
-        """The start of the file `name` (``oci-layout``, ``index.json``), at most `MANIFEST_MAX` + 1 bytes; NotFoundError."""
-        ...
-
-    def blob(self, digest: Digest) -> Extent | None:
-        """The blob's bytes, to be closed; None if it is not there."""
-        ...
-
-
-class LayoutReader:
-    """The reading half of an OCI layout over some `Files`."""
-
-    def __init__(self, name: str, files: Files) -> None:
-        self._name = name
-        self._files = files
-
-    @property
-    def name(self) -> str:
-        """See `ImageStore`."""
-        return self._name
-
-    def manifest(self, reference: str) -> tuple[Descriptor, bytes]:
-        """See `ImageStore`."""
-        entry = layoutindex.find(self.index(), reference, self.name)
-        what = f"manifest {reference!r} of {self.name}"
-        with self._open(entry.digest) as extent:
-            if extent.size > LOCAL_MANIFEST_MAX:
-                raise CorruptError(f"{what} is larger than {LOCAL_MANIFEST_MAX} bytes, the most that is read")
-            data = exactly(extent, 0, extent.size, what)
-        digest = sha256(data)
-        if digest != entry.digest:
-            raise CorruptError(f"{what} is corrupt: its content has the digest {to_text(digest)}, not {to_text(entry.digest)}")
-        return Descriptor(manifest_type(data, entry.media_type or None, what, LOCAL_MANIFEST_MAX), digest, len(data)), data
-
-    def only_image(self) -> str:
-        """The digest, as text, of the one image that is here (see `layoutindex.only`)."""
-        return layoutindex.only(self.index(), self.name)
-
-    def open_blob(self, blob: Descriptor) -> BinaryIO:
-        """See `ImageStore`."""
-        extent = self._open(blob.digest)
-        try:
-            if extent.size != blob.size:
-                digest = to_text(blob.digest)
-                raise CorruptError(f"blob {digest} of {self.name} has {extent.size} bytes, its descriptor says {blob.size}")
-            return verified(extent, blob, self.name, extent.close)
-        except CorruptError:
-            extent.close()
-            raise
-
-    def read_range(self, digest: Digest, offset: int, length: int) -> bytes:
-        """See `ImageStore`."""
-        if offset < 0 or length < 0:
-            raise InvalidError(f"no range of a blob: {length} bytes from {offset} on")
-        if length == 0:
-            return b""
-        with self._open(digest) as extent:
-            return exactly(extent, offset, length, f"blob {to_text(digest)} of {self.name}")
-
-    def read_blob(self, digest: Digest, limit: int) -> bytes:
-        """See `BlobSource`."""
-        size = self.blob_size(digest)
-        if size is None:
-            raise NotFoundError(f"{self.name} has no blob {to_text(digest)}")
-        if size > limit:
-            raise CorruptError(f"blob {to_text(digest)} of {self.name} has {size} bytes, at most {limit} are read")
-        with self.open_blob(Descriptor("", digest, size)) as stream:
-            return stream.read()
-
-    def has_blob(self, digest: Digest) -> bool:
-        """See `ImageStore`."""
-        return self.blob_size(digest) is not None
-
-    def blob_size(self, digest: Digest) -> int | None:
-        """Bytes of a blob, None where there is no such blob."""
-        extent = self._files.blob(digest)
-        if extent is None:
-            return None
-        with extent:
-            return extent.size
-
-    def tags(self) -> Iterator[str]:
-        """See `ImageStore`. A layout that does not exist has none, as a repository that was never pushed to."""
-        try:
-            index = self.index()
-        except NotFoundError:
-            return
-        yield from layoutindex.tags(index, self.name)
-
-    def index(self) -> dict[str, Any]:
-        """The layout's index.json.
-
-        Raises:
-            NotFoundError: there is no layout here. CorruptError: it is broken, or of a version that we do not know.
-        """
-        version = parse_object(self._files.document("oci-layout"), f"{self.name}: oci-layout").get("imageLayoutVersion")
-        if not isinstance(version, str) or not version.startswith("1."):
-            raise CorruptError(f"{self.name}: the layout's version is {version!r}, not 1.x")
-        return parse_object(self._files.document("index.json"), f"{self.name}: index.json")
-
-    def close(self) -> None:
-        """See `ImageStore`."""
-
-    def _open(self, digest: Digest) -> Extent:
-        extent = self._files.blob(digest)
-        if extent is None:
-            raise NotFoundError(f"{self.name} has no blob {to_text(digest)}")
-        return extent
 
 
 class _Directory:
@@ -267,7 +110,7 @@ class LayoutStore(LayoutReader):
             with self._publish(path) as file:
                 if blob.size == 0:
                     checker.update(b"")
-                while piece := _read(data, _BLOCK):
+                while piece := _read(data, BLOCK):
                     checker.update(piece)
                     file.write(piece)
                 if checker.left:
@@ -291,7 +134,7 @@ class LayoutStore(LayoutReader):
         """See `NamingStore`; the rest as `put_blob` has it."""
         whole = hashlib.sha256()
         size = 0
-        buffer = memoryview(bytearray(_BLOCK))
+        buffer = memoryview(bytearray(BLOCK))
         with self._writing("a blob"):
             self._prepare()
             with self._unpublished(self._directory.blobs / "unnamed") as (file, temporary):
@@ -425,23 +268,6 @@ def os_failure(error: OSError, what: str) -> PuzzlefsError:
     """The category of `error`: refused for good (rights, no directory), or worth another try (no space, I/O)."""
     message = f"{what}: {error.strerror or error}"
     return InvalidError(message) if error.errno in _FOR_GOOD else UnavailableError(message)
-
-
-def exactly(extent: Extent, offset: int, length: int, what: str) -> bytes:
-    """`length` bytes of `extent` from `offset` on; `what` is for messages.
-
-    Raises:
-        CorruptError: it ends before. UnavailableError: it cannot be read.
-    """
-    if offset + length > extent.size:
-        raise CorruptError(f"{what} ends before byte {offset + length}: it has {extent.size}")
-    data = bytearray()
-    while len(data) < length:
-        piece = extent.read_at(offset + len(data), length - len(data))
-        if not piece:
-            raise CorruptError(f"{what} became shorter while it was read")
-        data += piece
-    return bytes(data)
 
 
 def _read(data: BinaryIO, size: int) -> bytes:
