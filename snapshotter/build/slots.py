@@ -10,14 +10,15 @@ import mmap
 import os
 import struct
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.format.compression import ChunkEncoder, Codec
 from snapshotter.format.digest import Digest, Digests, sha256
-from snapshotter.format.verity import DIGEST_SIZE, verity_digest
+from snapshotter.format.verity import DIGEST_SIZE, verity_digests
 
 BATCH_BYTES = 2 << 20
 """Raw bytes that make a batch full."""
@@ -130,17 +131,18 @@ class Slot:
     def encode(self, encoder: BatchEncoder) -> None:
         """Put the results in the place of the chunks."""
         (count,) = _COUNT.unpack_from(self._view, 0)
+        raws = []
         start = end = 0
         for row in range(count):
             (length,) = _COUNT.unpack_from(self._view, 4 + 4 * row)
-            raw = self._data[start : start + length]
-            digest, verity, codec, stored = encoder.encode(raw)
+            raws.append(self._data[start : start + length])
+            start += length
+        for row, (digest, verity, codec, stored) in enumerate(encoder.encode(raws)):
             size = len(stored) if stored is not None else 0
             if stored is not None:
                 self._data[end : end + size] = stored
             place = self._results + row * _RESULT.size
-            _RESULT.pack_into(self._view, place, digest, verity, length, size, stored is not None, codec)
-            start += length
+            _RESULT.pack_into(self._view, place, digest, verity, len(raws[row]), size, stored is not None, codec)
             end += size
 
     def results(self) -> Iterator[EncodedChunk]:
@@ -161,7 +163,7 @@ class Slot:
 
 
 class BatchEncoder:
-    """Encodes chunks one after another. Those whose names are among `known`, sorted, are neither compressed nor handed over."""
+    """Encodes batches of chunks. Those whose names are among `known`, sorted, are neither compressed nor handed over."""
 
     def __init__(self, level: int, known: bytes | mmap.mmap) -> None:
         """`level` is zstd's."""
@@ -170,19 +172,29 @@ class BatchEncoder:
         self._seen = DigestTable()
         self._verity = bytearray()  # of those that were seen
 
-    def encode(self, raw: memoryview) -> tuple[Digest, bytes, Codec, bytes | None]:
-        """The chunk's name, its fs-verity digest, and its stored form, unless it was asked for before or is known."""
-        digest = sha256(raw)
-        number = self._seen.find(digest)
-        if number is not None:
-            return digest, bytes(self._verity[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]), Codec.RAW, None
-        verity = verity_digest(raw)
+    def encode(self, raws: Sequence[memoryview]) -> Iterator[tuple[Digest, bytes, Codec, bytes | None]]:
+        """Each chunk's name, its fs-verity digest, and its stored form, unless it was asked for before or is known.
+
+        What is stored of a chunk may be written over those before it as it comes: all are hashed when the first one does.
+        """
+        digests = list(map(sha256, raws))
         if len(self._seen) >= SEEN_MAX:
             self._seen, self._verity = DigestTable(), bytearray()
-        self._seen.add(digest)
-        self._verity += verity
+        new = [self._seen.add(digest) for digest in digests]
+        self._verity += b"".join(verity_digests(list(compress(raws, new))))
+        for raw, digest, is_new in zip(raws, digests, new, strict=True):
+            verity = self._verity_of(digest)
+            if not is_new or self._is_known(digest):
+                yield digest, verity, Codec.RAW, None
+            else:
+                codec, stored = self._encoder.encode(raw)
+                yield digest, verity, codec, stored
+
+    def _verity_of(self, digest: Digest) -> bytes:
+        number = self._seen.find(digest)
+        assert number is not None  # noqa: S101  # for the type checker: it has been added
+        return bytes(self._verity[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE])
+
+    def _is_known(self, digest: Digest) -> bool:
         row = bisect_left(self._known, digest)
-        if row < len(self._known) and self._known[row] == digest:
-            return digest, verity, Codec.RAW, None
-        codec, stored = self._encoder.encode(raw)
-        return digest, verity, codec, stored
+        return row < len(self._known) and self._known[row] == digest

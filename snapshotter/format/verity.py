@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from snapshotter.format.blockhash import hash_blocks
 
 BLOCK_SIZE = 4096
 DIGEST_SIZE = 32
@@ -38,39 +42,47 @@ class VerityHasher:
             self._rest += view[:missing]
             if len(self._rest) < BLOCK_SIZE:
                 return
-            self._hashes += _hash_blocks(memoryview(self._rest))
+            self._hashes += hash_blocks([self._rest])
             view = view[missing:]
         full = len(view) - len(view) % BLOCK_SIZE
-        self._hashes += _hash_blocks(view[:full])
+        self._hashes += hash_blocks(_blocks(view[:full]))
         self._rest = bytes(view[full:])
 
     def digest(self) -> bytes:
         """The 32-byte fs-verity digest of all bytes so far."""
-        level = bytes(self._hashes) + _hash_blocks(memoryview(self._rest))
-        return _describe(self._size, _root(level) if self._size else bytes(DIGEST_SIZE))
+        level = bytes(self._hashes) + hash_blocks(_blocks(memoryview(self._rest)))
+        while len(level) > DIGEST_SIZE:
+            level = hash_blocks(_blocks(memoryview(level)))
+        return _describe(self._size, level or bytes(DIGEST_SIZE))
 
 
 def verity_digest(data: bytes | bytearray | memoryview) -> bytes:
     """The 32-byte fs-verity digest of a file that holds `data`."""
-    view = memoryview(data)
-    size = len(view)
-    root = bytes(DIGEST_SIZE) if size == 0 else _root(_hash_blocks(view))
-    return _describe(size, root)
+    return verity_digests([data])[0]
 
 
-def _hash_blocks(view: memoryview) -> bytes:
-    sha256 = hashlib.sha256
+def verity_digests(files: Sequence[bytes | bytearray | memoryview]) -> list[bytes]:
+    """The 32-byte fs-verity digest of each of `files`. The blocks of all of them are hashed together, which is faster."""
+    levels = [memoryview(data) for data in files]
+    sizes = list(map(len, levels))
+    pending = [row for row, size in enumerate(sizes) if size]
+    while pending:
+        hashes = memoryview(hash_blocks(chain.from_iterable(_blocks(levels[row]) for row in pending)))
+        end = 0
+        for row in pending:
+            start, end = end, end + -(-len(levels[row]) // BLOCK_SIZE) * DIGEST_SIZE
+            levels[row] = hashes[start:end]
+        pending = [row for row in pending if len(levels[row]) > DIGEST_SIZE]
+    return [_describe(size, bytes(root) or bytes(DIGEST_SIZE)) for size, root in zip(sizes, levels, strict=True)]
+
+
+def _blocks(view: memoryview) -> Iterator[bytes | memoryview]:
+    """The blocks of a level, the last one filled up with zeros."""
     full = len(view) - len(view) % BLOCK_SIZE
-    hashes = [sha256(view[at : at + BLOCK_SIZE]).digest() for at in range(0, full, BLOCK_SIZE)]
+    for at in range(0, full, BLOCK_SIZE):
+        yield view[at : at + BLOCK_SIZE]
     if full != len(view):
-        hashes.append(sha256(bytes(view[full:]).ljust(BLOCK_SIZE, b"\0")).digest())
-    return b"".join(hashes)
-
-
-def _root(level: bytes) -> bytes:
-    while len(level) > DIGEST_SIZE:
-        level = _hash_blocks(memoryview(level))
-    return level
+        yield bytes(view[full:]).ljust(BLOCK_SIZE, b"\0")
 
 
 def _describe(size: int, root: bytes) -> bytes:

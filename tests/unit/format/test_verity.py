@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter.format.verity import VerityHasher, verity_digest
+from snapshotter.format.verity import VerityHasher, verity_digest, verity_digests
 
 SIZES = [0, 1, 4095, 4096, 4097, 8192, 128 * 4096, 128 * 4096 + 1, 300_000, 129 * 128 * 4096]
 
@@ -38,3 +38,9 @@ def test_parts_have_the_digest_of_the_whole(size: int, step: int) -> None:
     for start in range(0, size, step):
         hasher.update(memoryview(data)[start : start + step])
     assert hasher.digest() == hasher.digest() == verity_digest(data)
+
+
+def test_files_that_are_hashed_together_have_the_digests_that_each_has_alone() -> None:
+    files = [random.Random(size).randbytes(size) for size in SIZES[:-1]]
+    assert verity_digests(files) == list(map(verity_digest, files))
+    assert verity_digests([]) == []
