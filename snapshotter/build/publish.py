@@ -8,12 +8,14 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any, BinaryIO
 
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.documents import OCI_CONFIG, describe, new_config, new_manifest
 from snapshotter.build.pack import PackLayout, PackStream, digest_of, lay_out, plan_packs
+from snapshotter.build.packwriter import write_pack
 from snapshotter.build.progress import Progress, Report
 from snapshotter.build.reuse import KnownPacks, StoredPack
 from snapshotter.build.rewrite import PackCopier
@@ -192,15 +194,15 @@ class Publisher:
     def _store_pack(self, name: str, layout: PackLayout) -> StoredPack:
         """Store a new pack, which is called `name` until its digest is known. Where that must be told first, the pack is read
         twice, and never written elsewhere."""
-        read = self._spool.readinto
-        with io.BufferedReader(PackStream(layout, read), _BUFFER) as data:
-            if isinstance(self._store, NamingStore):
-                self._report(Progress("push", name, 0, layout.size))
-                digest, is_new = self._store.put_unnamed(data)
-                self._count(layout.size if is_new else 0)
-                self._report(Progress("push", name, layout.size, layout.size))
-            else:
-                digest = digest_of(layout, read)
+        if isinstance(self._store, NamingStore):
+            self._report(Progress("push", name, 0, layout.size))
+            digest, is_new = self._store.put_made(partial(write_pack, layout, self._spool.fileno()))
+            self._count(layout.size if is_new else 0)
+            self._report(Progress("push", name, layout.size, layout.size))
+        else:
+            read = self._spool.readinto
+            digest = digest_of(layout, read)
+            with io.BufferedReader(PackStream(layout, read), _BUFFER) as data:
                 self._put(Descriptor(MEDIA_TYPE_PACK, digest, layout.size), data)
         self.figures.packs_new.add(digest)
         return StoredPack(layout.named(digest), layout.size, layout.index, self._store)

@@ -68,6 +68,10 @@ class AppendFile:
                 written = max(written - len(piece), 0)
             self._flush()
 
+    def fileno(self) -> int:
+        self._flush()
+        return self._file.fileno()
+
     def readinto(self, buffer: memoryview, offset: int) -> int:
         if offset + len(buffer) > self._flushed:
             self._flush()
@@ -219,6 +223,10 @@ class ChunkSpool:
         if number is None or not self._stored[number]:
             return None
         return SpooledChunk(self._offsets[number], self._stored[number], self._raw[number], _CODECS[self._codecs[number]])
+
+    def fileno(self) -> int:
+        """The descriptor of the file in which stored forms lie, those that were taken so far."""
+        return self._file.fileno()
 
     def readinto(self, buffer: memoryview, offset: int) -> int:
         """Read stored forms, one after another as they lie, from byte `offset` on; how many bytes were read, at least one."""

@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -234,9 +234,9 @@ class ArchiveWriter:
         """See `NamingStore`."""
         return self._staged(make=True).put_data(data)
 
-    def put_unnamed(self, data: BinaryIO) -> tuple[Digest, bool]:
+    def put_made(self, write: Callable[[int], Digest]) -> tuple[Digest, bool]:
         """See `NamingStore`."""
-        return self._staged(make=True).put_unnamed(data)
+        return self._staged(make=True).put_made(write)
 
     def put_manifest(self, manifest: Descriptor, data: bytes, tag: str | None) -> None:
         """See `ImageStore`."""

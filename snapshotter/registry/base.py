@@ -6,7 +6,7 @@ The vocabulary is the OCI image and distribution specifications'. ``transports.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -93,8 +93,11 @@ class NamingStore(ImageStore, Protocol):
         """Store `data` as a blob, unless it is there already: its digest."""
         ...
 
-    def put_unnamed(self, data: BinaryIO) -> tuple[Digest, bool]:
-        """Store the blob that `data` yields under its digest, which is returned; and False if it was there already."""
+    def put_made(self, write: Callable[[int], Digest]) -> tuple[Digest, bool]:
+        """Store the blob that `write` writes to a file's descriptor under the digest that it returns, which is believed.
+
+        Returns the digest, and False if the blob was there already. What `write` raises comes through.
+        """
         ...
 
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -130,25 +129,17 @@ class LayoutStore(LayoutReader):
                 self._uncommitted.added(path)
         return digest
 
-    def put_unnamed(self, data: BinaryIO) -> tuple[Digest, bool]:
+    def put_made(self, write: Callable[[int], Digest]) -> tuple[Digest, bool]:
         """See `NamingStore`; the rest as `put_blob` has it."""
-        whole = hashlib.sha256()
-        size = 0
-        buffer = memoryview(bytearray(BLOCK))
         with self._writing("a blob"):
             self._prepare()
             with self._unpublished(self._directory.blobs / "unnamed") as (file, temporary):
-                while count := _readinto(data, buffer):
-                    piece = buffer[:count]
-                    whole.update(piece)
-                    size += count
-                    file.write(piece)
-                self._finish(file)
-                digest = Digest(whole.digest())
+                digest = write(file.fileno())
                 path = self._directory.path(digest)
-                if self._holds(Descriptor("", digest, size)):
+                if self._holds(Descriptor("", digest, os.fstat(file.fileno()).st_size)):
                     os.unlink(temporary)
                     return digest, False
+                self._finish(file)
                 os.rename(temporary, path)
             self._uncommitted.added(path)
         return digest, True
@@ -275,17 +266,4 @@ def _read(data: BinaryIO, size: int) -> bytes:
     try:
         return data.read(size)
     except OSError as error:
-        raise _source_failure(error) from error
-
-
-def _readinto(data: BinaryIO, buffer: memoryview) -> int:
-    """The same, into `buffer`; how many bytes."""
-    try:
-        count: int = data.readinto(buffer)  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks what all streams have
-    except OSError as error:
-        raise _source_failure(error) from error
-    return count
-
-
-def _source_failure(error: OSError) -> UnavailableError:
-    return UnavailableError(f"cannot read the data to be stored: {error.strerror or error}")
+        raise UnavailableError(f"cannot read the data to be stored: {error.strerror or error}") from error

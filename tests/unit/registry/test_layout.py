@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError
-from snapshotter.format.digest import sha256, to_text
+from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.registry.base import LOCAL_MANIFEST_MAX, MANIFEST_MAX, Descriptor
 from snapshotter.registry.documents import OCI_MANIFEST, canonical_json, descriptor_to_json
 from snapshotter.registry.layout import LayoutStore
@@ -57,20 +57,25 @@ def test_a_manifest_that_nobody_would_read_is_not_written(tmp_path: Path) -> Non
 def test_a_blob_without_a_name_gets_its_digest(tmp_path: Path, size: int) -> None:
     store = LayoutStore(tmp_path)
     data = os.urandom(size)
-    assert store.put_unnamed(io.BytesIO(data)) == (sha256(data), True)
-    assert store.put_unnamed(io.BytesIO(data)) == (sha256(data), False)
+
+    def write(target: int) -> Digest:
+        assert os.write(target, data) == size
+        return sha256(data)
+
+    assert store.put_made(write) == (sha256(data), True)
+    assert store.put_made(write) == (sha256(data), False)
     assert store.blob_path(sha256(data)).read_bytes() == data
     assert [path.name for path in (tmp_path / "blobs/sha256").iterdir()] == [sha256(data).hex()]
 
 
 def test_what_ends_with_an_error_gets_no_name(tmp_path: Path) -> None:
-    class Failing(io.BytesIO):
-        def readinto(self, buffer: object, /) -> int:
-            raise CorruptError("it is not what it was")
+    def write(target: int) -> Digest:
+        os.write(target, b"the beginning")
+        raise CorruptError("it is not what it was")
 
     store = LayoutStore(tmp_path)
     with pytest.raises(CorruptError, match="not what it was"):
-        store.put_unnamed(Failing())
+        store.put_made(write)
     assert list((tmp_path / "blobs/sha256").iterdir()) == []
 
 
