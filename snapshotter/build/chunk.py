@@ -210,7 +210,7 @@ class ChunkList(Sequence[FileChunk]):
     @classmethod
     def unpack(cls, packed: bytes) -> ChunkList:
         """The list whose `packed` bytes these are: whoever keeps many keeps these."""
-        found = cls(())
+        found = cls.__new__(cls)
         found.packed = packed
         return found
 

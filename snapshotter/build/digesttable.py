@@ -9,6 +9,7 @@ from snapshotter.format.digest import Digest
 
 _SIZE = 32
 _PLACES = 64
+_STEP = 1024 * _SIZE
 _MANY = 1 << 16
 """Places up to which a table that is full gets eight times as many: every digest's place is found again each time, which
 takes as long as to add it. Beyond, the memory counts."""
@@ -28,8 +29,7 @@ class DigestTable(Sequence[Digest]):
         self._names = bytearray()
         # One more than the number of the digest whose hash leads here; 0 where there is none.
         self._places = array("I", bytes(4 * _PLACES))
-        for digest in digests:
-            self.add(digest)
+        self.update(digests)
 
     def add(self, digest: Digest) -> bool:
         """Add a digest, whose number is then that of the last one; False, and nothing is done, if it is there already."""
@@ -45,6 +45,25 @@ class DigestTable(Sequence[Digest]):
         if 3 * count > 2 * len(places):
             self._grow()
         return True
+
+    def update(self, digests: Iterable[Digest]) -> None:
+        """Add each of `digests` that is not there."""
+        names, places = self._names, self._places
+        mask, count = len(places) - 1, len(self)
+        for digest in digests:
+            at = hash(digest) & mask
+            while end := places[at] * _SIZE:
+                if names.startswith(digest, end - _SIZE):
+                    break
+                at = at + 1 & mask
+            else:
+                names += digest
+                count += 1
+                places[at] = count
+                if 3 * count > 2 * len(places):
+                    self._grow()
+                    places = self._places
+                    mask = len(places) - 1
 
     def find(self, digest: Digest) -> int | None:
         """The digest's number, None if it is not there."""
@@ -69,7 +88,9 @@ class DigestTable(Sequence[Digest]):
         return Digest(bytes(self._names[number * _SIZE : (number + 1) * _SIZE]))
 
     def __iter__(self) -> Iterator[Digest]:
-        return map(self.__getitem__, range(len(self)))
+        for start in range(0, len(self._names), _STEP):
+            names = bytes(self._names[start : start + _STEP])
+            yield from [Digest(names[at : at + _SIZE]) for at in range(0, len(names), _SIZE)]
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented

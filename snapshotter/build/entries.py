@@ -356,7 +356,7 @@ def inode(ino: int, node: Node, entries: Sequence[DirEntry] = ()) -> Inode:
         entries,
         node.look_below if node.kind is Kind.DIR else False,
         _chunks(node),
-        [Xattr(key, node.xattrs[key]) for key in sorted(node.xattrs)],
+        [Xattr(key, node.xattrs[key]) for key in sorted(node.xattrs)] if node.xattrs else (),
         node.target,
     )
 
@@ -364,9 +364,10 @@ def inode(ino: int, node: Node, entries: Sequence[DirEntry] = ()) -> Inode:
 def _chunks(node: Node) -> Sequence[FileChunk]:
     if node.content is None:
         return ()
-    if node.content.chunks is None:
+    chunks = node.content.chunks
+    if chunks is None:
         raise ValueError("an inode was asked for before its file was cut")
-    return node.content.chunks
+    return chunks
 
 
 def from_rootfs(rootfs: Rootfs) -> Node:

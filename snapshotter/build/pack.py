@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Protocol
 
 from snapshotter.build.digesttable import DigestTable
@@ -120,16 +120,16 @@ class _NewPack:
 def _new_packs(chunks: _Chunks, kept: Collection[int], pack_bytes: int) -> list[_NewPack]:
     """A chunk is written with the first layer that needs it."""
     packs: list[_NewPack] = []
+    rows = zip(chunks.names, chunks.numbers, chunks.lengths, strict=True)
     for start, end in pairwise([0, *chunks.ends]):
         pack: _NewPack | None = None
-        for row in range(start, end):
-            if chunks.numbers[row] in kept:
+        for digest, number, length in islice(rows, end - start):
+            if number in kept:
                 continue
-            length = chunks.lengths[row]
             if pack is None or pack.size + length > pack_bytes:
                 pack = _NewPack()
                 packs.append(pack)
-            pack.add(chunks.names[row], length)
+            pack.add(digest, length)
     return packs
 
 

@@ -75,7 +75,7 @@ class KnownPacks:
 
     def find(self, digest: Digest) -> tuple[int, PackEntry] | None:
         """The number of the pack that has the chunk, and where it is in it."""
-        chunk = self._chunks.find(digest)
+        chunk = self._chunks.find(digest) if self.packs else None
         if chunk is None:
             return None
         number = self._numbers[chunk]

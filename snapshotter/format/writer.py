@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from snapshotter.format.message import LIST_OF_BYTES, LIST_OF_STRUCTS, MessageBuilder, Room, Segment, Struct
 from snapshotter.format.model import ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
@@ -48,6 +49,7 @@ _CHUNK_TAG = _upper(_CHUNK)
 _XATTR_TAG = _upper(_XATTR)
 _BLOB_POINTER = _upper(_BLOB)
 _DIGEST_POINTER = _LIST | (LIST_OF_BYTES | 32 << 3) << 32
+_PAIR_WORDS = 8
 _ONE_CHUNK = struct.Struct("<QQQQQQ32s").pack
 _PACK_BLOB = struct.Struct("<QQQ32s").pack
 
@@ -80,13 +82,29 @@ def build(
     vectors = root.structs(0, len(counts), *_VECTOR)
     for vector, count, inodes in zip(vectors, counts, layers, strict=True):
         _write_layer(message, vector, count, inodes, times=times)
-    pairs = root.structs(1, verity_count, *_VERITY)
-    for number, (slot, pair) in enumerate(zip(pairs, verity, strict=True)):
-        if not number % _STRIDE:
-            message.rest()
-        slot.data(0, pair.digest)
-        slot.data(1, pair.verity)
+    pairs = zip(root.structs(1, verity_count, *_VERITY), verity, strict=True)
+    while some := list(islice(pairs, _STRIDE)):
+        message.rest()
+        for slot, pair in some[_put_pairs(some) :]:
+            slot.data(0, pair.digest)
+            slot.data(1, pair.verity)
     return message
+
+
+def _put_pairs(pairs: Sequence[tuple[Struct, ChunkVerity]]) -> int:
+    """Store the first of `pairs`, those that the segment in which they are listed has room for; how many that is."""
+    first = pairs[0][0]
+    segment, at = first.segment, first.word
+    count = min(len(pairs), segment.free // _PAIR_WORDS)
+    digests = [digest for _, pair in pairs[:count] for digest in (pair.digest, pair.verity)]
+    if any(len(digest) != DIGEST_SIZE for digest in digests):
+        return 0
+    # Digests take 4 words each; the pointers to them stand one behind the other.
+    pointer = _DIGEST_POINTER + (segment.used - at - 1 << 2)
+    pointers = [pointer + (3 * number << 2) for number in range(len(digests))]
+    segment.data[at * 8 : (at + len(pointers)) * 8] = struct.pack(f"<{len(pointers)}Q", *pointers)
+    segment.append(b"".join(digests))
+    return count
 
 
 def _write_layer(message: MessageBuilder, vector: Struct, count: int, inodes: Iterable[Inode], *, times: bool) -> None:
