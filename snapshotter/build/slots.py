@@ -11,7 +11,6 @@ import os
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import compress
 from typing import NamedTuple
 
@@ -70,8 +69,7 @@ class Slots:
         self._map.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(NamedTuple):
     """Of a slot: for how many `chunks` it has lines, and for how many bytes of data. What is not used takes no memory."""
 
     chunks: int

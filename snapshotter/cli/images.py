@@ -15,7 +15,6 @@ import click
 from snapshotter.build.image import Converted, Options
 from snapshotter.build.image import convert as convert_image
 from snapshotter.build.progress import Progress
-from snapshotter.build.push import push as push_image
 from snapshotter.cli.collector import collector_paused
 from snapshotter.cli.output import Reporter, reporter, size
 from snapshotter.cli.registries import LateRegistries, config_option
@@ -87,6 +86,8 @@ def push(**told: Any) -> None:
 
     SRC is oci:DIR:TAG or oci-archive:FILE:TAG, DST also docker://HOST/REPOSITORY:TAG.
     """
+    from snapshotter.build.push import push as push_image  # imported where it is needed: it takes 20 ms with what it reads
+
     _make(push_image, _Request(**told))
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 
 from snapshotter.errors import InvalidError
 from snapshotter.registry import layoutindex, reference
-from snapshotter.registry.archive import ArchiveReader, ArchiveWriter
 from snapshotter.registry.base import ImageStore
 from snapshotter.registry.layout import LayoutStore
 from snapshotter.registry.reference import DEFAULT_TAG, Reference
@@ -134,6 +133,8 @@ def open_source(location: Location, registries: RepositoryOpener) -> Opened:
     if isinstance(location, LayoutLocation):
         layout = LayoutStore(location.directory)
         return Opened(layout, location.tag or layout.only_image())
+    from snapshotter.registry.archive import ArchiveReader
+
     archive = ArchiveReader(location.file)
     try:
         return Opened(archive, location.tag or archive.only_image())
@@ -160,6 +161,8 @@ def open_destination(location: Location, registries: RepositoryOpener) -> Opened
         return Opened(LayoutStore(location.directory, undo=True), location.tag)
     tag = location.tag or DEFAULT_TAG
     layoutindex.check_tag(tag, str(location))
+    from snapshotter.registry.archive import ArchiveWriter
+
     return Opened(ArchiveWriter(location.file), tag)
 
 
