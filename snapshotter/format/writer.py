@@ -20,6 +20,9 @@ DIGEST_SIZE = 32
 _STRIDE = 8192
 """After so many inodes, 1 or 2 MB of the message, what they are written to may go to where it is kept."""
 
+_SOME = 512
+"""So many chunks' digests are written at once: more take more memory than time."""
+
 _LIST = 1  # the low bits of a pointer to a list; those of one to a struct are zero
 _ROOT = (1, 2)  # data words and pointers of each struct
 _VECTOR = (0, 1)
@@ -83,8 +86,9 @@ def build(
     for vector, count, inodes in zip(vectors, counts, layers, strict=True):
         _write_layer(message, vector, count, inodes, times=times)
     pairs = zip(root.structs(1, verity_count, *_VERITY), verity, strict=True)
-    while some := list(islice(pairs, _STRIDE)):
-        message.rest()
+    for number, some in enumerate(iter(lambda: list(islice(pairs, _SOME)), [])):
+        if not number % (_STRIDE // _SOME):
+            message.rest()
         for slot, pair in some[_put_pairs(some) :]:
             slot.data(0, pair.digest)
             slot.data(1, pair.verity)
