@@ -100,6 +100,11 @@ class Content:
         return content
 
     @property
+    def list_place(self) -> tuple[Lists, int] | None:
+        """Where the chunk list of one that was `put_away` is to be put, and by which number: all that cutting it needs."""
+        return None if self._lists is None else (self._lists, self._number)
+
+    @property
     def path(self) -> bytes:
         """Made when it is asked for: all the paths of a tree take as much memory as its nodes."""
         return self._directory + b"/" + self._name

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from snapshotter.build.chunk import ByteReader, CutChunk, Cutter, Cutting, assign
 from snapshotter.build.encoder import Encoder
 from snapshotter.build.entries import Content
+from snapshotter.build.onestream import OneStream
 
 WAITING_MAX = 1 << 15
 """Most files whose chunks are awaited: all that is in flight can be the bytes of very many small ones."""
@@ -39,6 +40,10 @@ class FileCutter:
 
     def cut_together(self, directories: Iterable[Iterable[Content]], open_content: Callable[[Content], ByteReader]) -> None:
         """Cut the files that are not cut yet in runs, in the order given; a run ends only where a directory does."""
+        if self._group is None:
+            rest = (content for contents in directories for content in contents if not content.is_cut)
+            self._cut_as_one(rest, open_content)
+            return
         run: list[Content] = []
         size = 0
         for contents in directories:
@@ -46,11 +51,20 @@ class FileCutter:
                 if not content.is_cut:
                     run.append(content)
                     size += content.size
-            if self._group is not None and size >= self._group:
+            if size >= self._group:
                 self._cut(run, _Concatenated(map(open_content, run)))
                 run, size = [], 0
         if run:
             self._cut(run, _Concatenated(map(open_content, run)))
+
+    def _cut_as_one(self, contents: Iterator[Content], open_content: Callable[[Content], ByteReader]) -> None:
+        """Cut all `contents` as one stream, of which nothing is kept but what is on its way."""
+        run = OneStream(contents, open_content)
+        for length, times in self._cutter.cut(run, self._encoder):
+            self._encoder.add(length, run.chunks, times)
+            run.settle()
+        self._encoder.flush()
+        run.settle()
 
     def finish(self) -> None:
         """Wait for the chunks, and give each content its chunk list."""
