@@ -13,15 +13,16 @@ from typing import Any
 
 from snapshotter.build.documents import ImageManifest, is_image, parse_index, parse_manifest
 from snapshotter.build.layout import MESSAGE_MAX, ROOTFS_TYPE, read_message
+from snapshotter.build.readmessage import ReadMessage, hold_compressed
 from snapshotter.build.reuse import read_json
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnsupportedError
 from snapshotter.format.annotations import MEDIA_TYPE_PACK, MetadataLayer, PackPlace
 from snapshotter.format.annotations import parse as puzzlefs_layer
-from snapshotter.format.compression import Codec, decode_seekable, decompress
+from snapshotter.format.compression import Codec, decode_seekable
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.model import CHUNK_MAX, FileChunk, Inode, Kind
 from snapshotter.format.pack import PackIndex
-from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.rootfs import Marks, Rootfs
 from snapshotter.registry.base import Descriptor, ImageStore, Layout
 from snapshotter.registry.documents import is_index
 from snapshotter.registry.platforms import Platform, select
@@ -52,7 +53,7 @@ class LayerContent:
     """One metadata layer: its descriptor, its message (uncompressed), what its annotations say (None in upstream's layout)."""
 
     descriptor: Descriptor
-    message: bytes
+    message: ReadMessage
     rootfs: Rootfs
     described: MetadataLayer | None
 
@@ -117,7 +118,7 @@ def opened(store: ImageStore, image: ManifestOf) -> Iterator[ImageContent]:
     try:
         if image.local:
             message = read_message(store, image.descriptor, image.data, image.name)
-            content.layers.append(LayerContent(image.manifest.layers[0], message, Rootfs.open(message), None))
+            content.layers.append(LayerContent(image.manifest.layers[0], message, Rootfs.open(message.data), None))
         else:
             _open_packed(content)
         yield content
@@ -154,18 +155,16 @@ def metadata_layer(store: ImageStore, layer: Descriptor, described: MetadataLaye
         raise CorruptError(f"{called} has {layer.size} bytes; at most {METADATA_STORED_MAX} are read")
     if described.metadata != layer.digest:
         raise CorruptError(f"{called}: its annotations are those of {to_text(described.metadata)}")
-    with store.open_blob(layer) as stream:
-        stored = stream.read()
     try:
-        message = decompress(stored, MESSAGE_MAX)
+        with store.open_blob(layer) as stream:
+            message = hold_compressed(stream, MESSAGE_MAX)
     except CorruptError as error:
         raise CorruptError(f"{called}: {error}") from None
-    if sha256(message) != described.diff_id:
-        raise CorruptError(
-            f"{called} has the diff ID {to_text(sha256(message))}, its annotations say {to_text(described.diff_id)}"
-        )
+    diff_id = message.digest()
+    if diff_id != described.diff_id:
+        raise CorruptError(f"{called} has the diff ID {to_text(diff_id)}, its annotations say {to_text(described.diff_id)}")
     try:
-        return LayerContent(layer, message, Rootfs.open(message), described)
+        return LayerContent(layer, message, Rootfs.open(message.data), described)
     except CorruptError as error:
         raise CorruptError(f"{called}: {error}") from None
 
@@ -270,13 +269,12 @@ def files_with(rootfs: Rootfs, chunks: set[Digest]) -> dict[Digest, str]:
 
 def walk(rootfs: Rootfs) -> Iterator[tuple[bytes, Inode]]:
     """Every inode once, by the first path in walk order that leads to it; what cannot be read is left out."""
-    seen: set[int] = set()
+    seen = Marks(rootfs)
     pending: list[tuple[bytes, int]] = [(b"", 1)]
     while pending:
         path, ino = pending.pop()
-        if ino in seen:
+        if not seen.add(ino):
             continue
-        seen.add(ino)
         try:
             inode = rootfs.inode(ino)
         except (CorruptError, NotFoundError):

@@ -383,7 +383,7 @@ def from_rootfs(rootfs: Rootfs) -> Node:
     Raises:
         CorruptError: the message breaks a rule, or a directory has more than one parent.
     """
-    nodes = {found.ino: (found, _node(found)) for found in rootfs.inodes()}
+    nodes = {found.ino: (found, node_of(found)) for found in rootfs.inodes()}
     if ROOT_INO not in nodes or nodes[ROOT_INO][1].kind is not Kind.DIR:
         raise CorruptError("the metadata has no root directory")
     named = {ROOT_INO}
@@ -400,7 +400,8 @@ def from_rootfs(rootfs: Rootfs) -> Node:
     return nodes[ROOT_INO][1]
 
 
-def _node(inode: Inode) -> Node:
+def node_of(inode: Inode) -> Node:
+    """A node with the attributes, and the content, of `inode`; a directory without its entries."""
     node = Node(
         inode.kind,
         inode.permissions,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from snapshotter.build.content import distinct
-from snapshotter.build.entries import Node, from_rootfs, inodes, number
+from snapshotter.build.entries import Node, from_rootfs, inodes, node_of, number
+from snapshotter.build.shelf import Shelf
+from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.digest import Digest
-from snapshotter.format.model import ChunkVerity, Kind, RootfsContent
-from snapshotter.format.rootfs import Rootfs
+from snapshotter.format.model import ROOT_INO, ChunkVerity, FileChunk, Inode, Kind, RootfsContent
+from snapshotter.format.rootfs import Marks, Rootfs
 
 
 def flatten(layers: Sequence[Rootfs]) -> RootfsContent:
@@ -28,6 +30,61 @@ def flatten(layers: Sequence[Rootfs]) -> RootfsContent:
     numbering = number(tree)
     known = [ChunkVerity(digest, verity[digest]) for digest in sorted(distinct(numbering)) if digest in verity]
     return RootfsContent((inodes(numbering),), known)
+
+
+def check_tree(rootfs: Rootfs) -> None:
+    """Whether the directories of `rootfs` are a tree: who looks at them one by one would not notice.
+
+    Raises:
+        CorruptError: they are not, name what does not exist, or break another rule of the format.
+    """
+    named = Marks(rootfs)
+    for found in rootfs.inodes():
+        for entry in found.entries:
+            try:
+                is_directory = rootfs.kind(entry.ino) is Kind.DIR
+            except NotFoundError:
+                raise CorruptError(f"directory {found.ino} names inode {entry.ino}, which does not exist") from None
+            if is_directory and (entry.ino == ROOT_INO or not named.add(entry.ino)):
+                raise CorruptError(f"directory {entry.ino} has more than one parent")
+
+
+def alone(rootfs: Rootfs, rename: Callable[[Sequence[FileChunk]], Sequence[FileChunk]], shelf: Shelf) -> Node:
+    """The tree of `rootfs`, whose directories are one (`check_tree`), with nothing below it: no whiteouts, nothing opaque.
+
+    `rename` gives the chunks that a file has now. What is not looked at is put on the `shelf`.
+    """
+    root = _alone(rootfs.inode(ROOT_INO), rename)
+    several: dict[int, Node] = {}
+    pending = [(root, ROOT_INO)]
+    while pending:
+        directory, ino = pending.pop()
+        below = []
+        for entry in rootfs.inode(ino).entries:
+            node = several.get(entry.ino)
+            if node is None:
+                found = rootfs.inode(entry.ino)
+                if found.kind is Kind.WHT:
+                    continue
+                node = _alone(found, rename)
+                if node.kind is Kind.DIR:
+                    below.append((node, entry.ino))
+                elif rootfs.name_count(entry.ino) > 1:
+                    node.is_shared = True
+                    several[entry.ino] = node
+            directory.names()[entry.name] = node
+            shelf.added(directory)
+        pending.extend(reversed(below))
+    shelf.settle()
+    return root
+
+
+def _alone(inode: Inode, rename: Callable[[Sequence[FileChunk]], Sequence[FileChunk]]) -> Node:
+    node = node_of(inode)
+    node.look_below = True
+    if node.content is not None:
+        node.content.chunks = rename(inode.chunks)
+    return node
 
 
 def merge(upper: Node, lower: Node) -> None:

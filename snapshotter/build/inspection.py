@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from snapshotter.build.contents import ChunkFacts, ImageContent, chunk_facts
-from snapshotter.format.digest import Digest, sha256
+from snapshotter.format.digest import Digest
 from snapshotter.format.model import Kind
 
 
@@ -98,8 +98,8 @@ def inspect(content: ImageContent) -> ImageFigures:
         layers.append(
             LayerFigures(
                 digest=layer.descriptor.digest,
-                diff_id=sha256(layer.message) if layer.described is None else layer.described.diff_id,
-                message=len(layer.message),
+                diff_id=layer.message.digest() if layer.described is None else layer.described.diff_id,
+                message=layer.message.size,
                 stored=layer.descriptor.size,
                 layers=layer.rootfs.layer_count,
                 files=counts[Kind.FILE],

@@ -7,12 +7,14 @@ bytes; the fs-verity digest is always that of the blob, which upstream gets wron
 from __future__ import annotations
 
 import hashlib
+import heapq
 import io
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,21 +25,23 @@ from snapshotter.build.delta import delta
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.documents import describe, parse_manifest
 from snapshotter.build.encoder import ParallelEncoder
-from snapshotter.build.entries import Node
 from snapshotter.build.image import Options
+from snapshotter.build.inodelist import InodeList
 from snapshotter.build.mtimes import Retime, keep
 from snapshotter.build.progress import Report, silent
+from snapshotter.build.readmessage import ReadMessage, hold, pieces
 from snapshotter.build.segments import SegmentFiles
 from snapshotter.build.shelf import Shelf
+from snapshotter.build.veritytable import VerityTable
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format import codec
 from snapshotter.format.compression import seekable
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.message import Message, MessageStream, Room
-from snapshotter.format.model import CHUNK_MAX, ChunkVerity, RootfsContent
+from snapshotter.format.model import CHUNK_MAX, Inode
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import DIGEST_SIZE, VerityHasher, verity_digest
-from snapshotter.format.writer import build, encode
+from snapshotter.format.writer import build
 from snapshotter.registry.base import Descriptor, ImageStore, Layout, NamingStore, WritableLayout
 from snapshotter.registry.documents import OCI_MANIFEST, canonical_json, descriptor_to_json, is_index
 from snapshotter.registry.platforms import Platform
@@ -85,7 +89,7 @@ def build_layout(
         UnavailableError: see `ImageStore`.
     """
     chosen = options or Options()
-    below = read_rootfs(layout, base) if base is not None else None
+    below = read_rootfs(layout, base, chosen.temporary) if base is not None else None
     chunks = LayoutChunks(layout, compress=compress)
     with ExitStack() as stack:
         shelf = stack.enter_context(closing(Shelf(chosen.temporary)))
@@ -101,34 +105,49 @@ def build_layout(
             built = build_layer(root, chunks.verity, room)
             message, descriptors = built.message, chunk_descriptors(built.chunks, chunks.size, compressed=compress)
         else:
-            message, descriptors = _over(below, root, layout, chunks, room)
+            layer = stack.enter_context(closing(delta(root, below, chosen.temporary)))
+            message, descriptors = _over(below, layer, layout, chunks, room)
     del root
     return publish_layout(layout, tag, message, descriptors)
 
 
-def _over(below: Rootfs, root: Node, layout: Layout, chunks: LayoutChunks, room: Room) -> tuple[Message, list[Descriptor]]:
-    """The message of the image `below` with `root` over it, and the descriptors of all chunks that its files need."""
-    layers = below.stored()
-    new = delta(root, below)
-    if new:
-        layers = [new, *layers]
+def _over(
+    below: Rootfs, new: InodeList, layout: Layout, chunks: LayoutChunks, room: Room
+) -> tuple[Message, Iterator[Descriptor]]:
+    """The message of the image `below` with the layer `new` over it, and the descriptors of all chunks that its files need."""
+    layers: list[Collection[Inode]] = [*below.stored()]
+    if len(new):
+        layers.insert(0, new)
     if len(layers) > codec.LAYERS_MAX:
         raise InvalidError(f"the image has {len(layers) - 1} metadata layers already; build it anew, without a base layer")
-    bare = Rootfs.open(encode(RootfsContent(layers)))
-    compressed = {chunk.digest: chunk.compressed for found in bare.inodes() for chunk in found.chunks}
-    bare.close()
-    verity: dict[Digest, bytes] = {}
-    descriptors = []
-    for digest, is_compressed in compressed.items():
+    needed = DigestTable()
+    compressed = bytearray()
+    for inode in _shown(new, below):
+        for chunk in inode.chunks:
+            if needed.add(chunk.digest):
+                compressed.append(chunk.compressed)
+    sizes = array("I")
+    verity = VerityTable()
+    for digest, is_compressed in zip(needed, compressed, strict=True):
         found = chunks.stored(digest)
         if found is None:
             # What upstream's program recorded for a chunk that it did not compress may be wrong.
             found = _stored_chunk(layout, digest, below.verity(digest) if is_compressed else None)
         size, recorded = found
-        verity[digest] = recorded
-        descriptors.append(Descriptor(FILEDATA_ZSTD_TYPE if is_compressed else FILEDATA_TYPE, digest, size))
-    pairs = [ChunkVerity(digest, verity[digest]) for digest in sorted(verity)]
-    return build(list(map(len, layers)), layers, len(pairs), pairs, room=room), descriptors
+        sizes.append(size)
+        verity.put(digest, recorded)
+    message = build(list(map(len, layers)), layers, len(verity), verity.pairs(), room=room)
+    kinds = (FILEDATA_ZSTD_TYPE if is_compressed else FILEDATA_TYPE for is_compressed in compressed)
+    return message, map(Descriptor, kinds, needed, sizes)
+
+
+def _shown(new: Iterable[Inode], below: Rootfs) -> Iterator[Inode]:
+    """The inodes of the image `below` with `new` over it, by number; whiteouts too."""
+    last = -1
+    for inode in heapq.merge(new, below.inodes(), key=attrgetter("ino")):
+        if inode.ino != last:
+            yield inode
+        last = inode.ino
 
 
 def _stored_chunk(layout: Layout, digest: Digest, recorded: bytes | None) -> tuple[int, bytes]:
@@ -144,21 +163,24 @@ def _stored_chunk(layout: Layout, digest: Digest, recorded: bytes | None) -> tup
         return size, verity_digest(stream.read())
 
 
-def read_rootfs(layout: ImageStore, reference: str) -> Rootfs:
-    """The metadata of the local image `reference`, checked against its digests; to be closed.
+def read_rootfs(layout: ImageStore, reference: str, temporary: Path | None = None) -> Rootfs:
+    """The metadata of the local image `reference`, checked against its digests; to be closed. `temporary` as `hold` has it.
 
     Raises what `read_message` and `Rootfs.open` raise.
     """
     descriptor, data = layout.manifest(reference)
-    return Rootfs.open(read_message(layout, descriptor, data, f"{layout.name}:{reference}"))
+    return Rootfs.open(read_message(layout, descriptor, data, f"{layout.name}:{reference}", temporary).data)
 
 
-def read_message(layout: ImageStore, descriptor: Descriptor, data: bytes, what: str) -> bytes:
-    """The metadata message of the local image whose manifest is `data`; `what` names it in errors.
+def read_message(
+    layout: ImageStore, descriptor: Descriptor, data: bytes, what: str, temporary: Path | None = None
+) -> ReadMessage:
+    """The metadata message of the local image whose manifest is `data`; `what` names it in errors, `temporary` is `hold`'s.
 
     Raises:
         InvalidError: it is no local image. NotFoundError: its metadata is missing.
         CorruptError: its metadata does not match its digests.
+        FailedPreconditionError: there is no room for it.
     """
     if is_index(descriptor.media_type):
         raise InvalidError(f"{what} is an index, not an image that puzzlefs build made")
@@ -169,9 +191,9 @@ def read_message(layout: ImageStore, descriptor: Descriptor, data: bytes, what: 
     if rootfs.size > MESSAGE_MAX:
         raise CorruptError(f"{what}: its metadata has {rootfs.size} bytes; at most {MESSAGE_MAX} are read")
     with layout.open_blob(rootfs) as stream:
-        message = stream.read()
+        message = hold(pieces(stream), temporary)
     declared = rootfs.annotations.get(VERITY_ANNOTATION)
-    if declared is not None and declared.lower() != verity_digest(message).hex():
+    if declared is not None and declared.lower() != message.verity().hex():
         raise CorruptError(f"{what}: the fs-verity digest of its metadata is not the one that its manifest states")
     return message
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from snapshotter.build.chunk import CutChunk
 from snapshotter.build.content import BuiltLayer, Verity, build_layer
 from snapshotter.build.documents import describe
-from snapshotter.build.entries import from_rootfs, number
-from snapshotter.build.flatten import settle
+from snapshotter.build.flatten import alone, check_tree
 from snapshotter.build.image import Converted, Options
 from snapshotter.build.layout import read_message
 from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.publish import PublishedLayer, Publisher, seal
+from snapshotter.build.readmessage import ReadMessage
 from snapshotter.build.reuse import gather
+from snapshotter.build.segments import SegmentFiles
+from snapshotter.build.shelf import Shelf
 from snapshotter.build.spool import ChunkSpool
 from snapshotter.build.spoolencoder import SpoolEncoder
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format.compression import decode_seekable
 from snapshotter.format.digest import Digest, to_text
-from snapshotter.format.message import Whole
+from snapshotter.format.message import Room
 from snapshotter.format.model import CHUNK_MAX, FileChunk
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.registry.base import Descriptor, ImageStore, Layout
@@ -58,16 +60,17 @@ def push(
         raise InvalidError(f"{layout.name} is no local image; puzzlefs push takes oci:DIR:TAG or oci-archive:FILE:TAG")
     descriptor, data = layout.manifest(reference)
     what = f"{layout.name}:{reference}"
-    message = read_message(layout, descriptor, data, what)
+    message = read_message(layout, descriptor, data, what, chosen.temporary)
     known = gather(destination, tag, reuse, lambda text: report(Progress("note", text)))
     with ExitStack() as stack:
-        rootfs = Rootfs.open(message)
+        rootfs = Rootfs.open(message.data)
         stack.callback(rootfs.close)
         spool = ChunkSpool(chosen.temporary)
         stack.callback(spool.close)
         encoder = stack.enter_context(SpoolEncoder(spool, chosen.level, known.digests(), workers=chosen.workers))
         renamed = _read_chunks(layout, _wanted(layout, rootfs), encoder, what, report)
-        built = _layer(message, rootfs, renamed, spool.verity)
+        shelf = stack.enter_context(closing(Shelf(chosen.temporary)))
+        built = _layer(message, rootfs, renamed, spool.verity, shelf, SegmentFiles(chosen.temporary))
         publisher = Publisher(destination, known, spool, report, source=destination_name)
         manifest = publisher.publish([PublishedLayer(built.chunks, lambda: seal(built.message))], _config(descriptor), {})
     final = describe(OCI_MANIFEST, manifest)
@@ -122,16 +125,20 @@ def _chunk(layout: Layout, digest: Digest, compressed: bool, what: str) -> bytes
         raise CorruptError(f"{what}: its chunk {to_text(digest)} is corrupt: {error}") from None
 
 
-def _layer(message: bytes, rootfs: Rootfs, renamed: _Renamed, verity: Verity) -> BuiltLayer:
-    """The layer to publish: the message as it is where it says the truth about raw chunks, else a new one."""
-    tree = from_rootfs(rootfs)
-    for content in number(tree).contents():
-        content.chunks = [_rename(chunk, renamed[chunk.digest, chunk.compressed]) for chunk in content.chunks or ()]
+def _layer(message: ReadMessage, rootfs: Rootfs, renamed: _Renamed, verity: Verity, shelf: Shelf, room: Room) -> BuiltLayer:
+    """The layer to publish: the message as it is where it says the truth about raw chunks, else a new one, made in `room`."""
+    check_tree(rootfs)
+    for found in rootfs.inodes():
+        for chunk in found.chunks:
+            _rename(chunk, renamed[chunk.digest, chunk.compressed])
     as_it_is = all(chunk.digest == digest and rootfs.verity(digest) == verity(digest) for (digest, _), chunk in renamed.items())
     if as_it_is:
-        return BuiltLayer(Whole(message), [chunk.digest for chunk in renamed.values()])
-    settle(tree)
-    return build_layer(tree, verity)
+        return BuiltLayer(message, [chunk.digest for chunk in renamed.values()])
+
+    def rename(chunks: Sequence[FileChunk]) -> Sequence[FileChunk]:
+        return [_rename(chunk, renamed[chunk.digest, chunk.compressed]) for chunk in chunks]
+
+    return build_layer(alone(rootfs, rename, shelf), verity, room)
 
 
 def _rename(chunk: FileChunk, now: CutChunk) -> FileChunk:

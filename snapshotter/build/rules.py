@@ -6,6 +6,7 @@ once more, as it would be in canonical form.
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from snapshotter.build.chunktable import ChunkTable
 from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.codec import RootfsMessage
 from snapshotter.format.digest import Digest, to_text
+from snapshotter.format.message import Room
 from snapshotter.format.model import ROOT_INO, ChunkVerity, Inode, Kind
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.writer import build
@@ -61,8 +63,8 @@ class Rules:
         return self.chunks.end(digest, compressed=compressed) or self.unrecorded.get((digest, compressed), 0)
 
 
-def check(message: bytes) -> Rules:
-    """Check a metadata message that `Rootfs.open` has accepted.
+def check(message: bytes | mmap.mmap, room: Room | None = None) -> Rules:
+    """Check a metadata message that `Rootfs.open` has accepted. Its canonical form is made in `room`.
 
     An error is what makes a reader fail or see something wrong; a note is what upstream's program is known to do, or what
     makes the bytes other ones than canonical.
@@ -70,7 +72,7 @@ def check(message: bytes) -> Rules:
     reader = RootfsMessage(message)
     rootfs = Rootfs(reader)
     try:
-        return _Check(message, reader, rootfs).run()
+        return _Check(message, reader, rootfs, room).run()
     finally:
         rootfs.close()
 
@@ -87,8 +89,9 @@ def _words(inode: Inode) -> int:
 
 
 class _Check:
-    def __init__(self, message: bytes, reader: RootfsMessage, rootfs: Rootfs) -> None:
+    def __init__(self, message: bytes | mmap.mmap, reader: RootfsMessage, rootfs: Rootfs, room: Room | None) -> None:
         self._message = message
+        self._room = room
         self._reader = reader
         self._rootfs = rootfs
         self._found = Rules(ChunkTable())
@@ -108,7 +111,7 @@ class _Check:
         pairs = (ChunkVerity(digest, verity) for digest, verity in found.chunks)
         layers = map(self._inodes, range(self._layers))
         try:
-            canonical = build(self._counts, layers, len(found.chunks), pairs, times=self._reader.has_times)
+            canonical = build(self._counts, layers, len(found.chunks), pairs, times=self._reader.has_times, room=self._room)
         except _SharedListsError:
             found.errors.add("its inodes list more than the message could hold: they share lists")
             return found
@@ -196,13 +199,14 @@ class _Check:
             (found.notes if self._layers > 1 else found.errors).add(several)
 
     def _is_same(self, parts: Iterator[bytes | memoryview]) -> bool:
-        view = memoryview(self._message)
+        message = self._message
         at = 0
         for part in parts:
-            if view[at : at + len(part)] != memoryview(part):
+            if message[at : at + len(part)] != part:
                 return False
             at += len(part)
-        return at == len(view)
+            self._reader.rest()
+        return at == len(message)
 
     def _check_tree(self) -> None:
         """Every directory has one parent, so there is no cycle; every inode has a name."""

@@ -8,6 +8,8 @@ unchangeable, and measured after it.
 from __future__ import annotations
 
 import errno
+import hashlib
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,12 @@ from pathlib import Path
 from snapshotter.build.contents import ManifestOf, manifests
 from snapshotter.build.layout import VERITY_ANNOTATION, read_message
 from snapshotter.build.progress import Progress, Report, silent
+from snapshotter.build.readmessage import pieces
 from snapshotter.chunkstore.directory import Sealing
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnavailableError, UnsupportedError
-from snapshotter.format.digest import Digest, sha256, to_text
+from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.format.verity import verity_digest
+from snapshotter.format.verity import VerityHasher, verity_digest
 from snapshotter.registry.layout import LayoutStore
 from snapshotter.registry.platforms import Platform
 
@@ -72,14 +75,14 @@ class _Seal:
             rootfs = image.manifest.layers[0]
             message = read_message(self._layout, image.descriptor, image.data, image.name)
             expected[rootfs.digest] = _hex(rootfs.annotations.get(VERITY_ANNOTATION), image.name)
-            expected |= self._chunks(message)
+            expected |= self._chunks(message.data)
         everything = {image.descriptor.digest: digest, image.manifest.config.digest: None, **expected}
         for number, (name, recorded) in enumerate(everything.items(), 1):
             self._seal(name, recorded)
             self._report(Progress("read", image.name, number, len(everything)))
         return self._done
 
-    def _chunks(self, message: bytes) -> dict[Digest, bytes | None]:
+    def _chunks(self, message: bytes | mmap.mmap) -> dict[Digest, bytes | None]:
         rootfs = Rootfs.open(message)
         try:
             self._zstd = any(chunk.compressed for layer in rootfs.stored() for inode in layer for chunk in inode.chunks)
@@ -105,10 +108,9 @@ class _Seal:
         try:
             measured = self._sealing.measure(descriptor)
             if measured is None or measured != recorded:
-                data = path.read_bytes()
-                actual = verity_digest(data)
-                if sha256(data) != name:
-                    raise CorruptError(f"{what} is corrupt: its content has the digest {to_text(sha256(data))}")
+                found, actual = _digests(path)
+                if found != name:
+                    raise CorruptError(f"{what} is corrupt: its content has the digest {to_text(found)}")
                 if recorded not in (None, actual):
                     if not self._zstd:
                         raise CorruptError(f"{what} has the fs-verity digest {actual.hex()}, the image records another one")
@@ -126,6 +128,16 @@ class _Seal:
                     " or f2fs on a kernel with CONFIG_FS_VERITY"
                 ) from None
             raise UnavailableError(f"{what} cannot be sealed: {error.strerror}") from None
+
+
+def _digests(path: Path) -> tuple[Digest, bytes]:
+    """The digest and the fs-verity digest of a file."""
+    name, verity = hashlib.sha256(), VerityHasher()
+    with path.open("rb") as file:
+        for piece in pieces(file):
+            name.update(piece)
+            verity.update(piece)
+    return Digest(name.digest()), verity.digest()
 
 
 def _hex(text: str | None, name: str) -> bytes | None:

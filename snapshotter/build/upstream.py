@@ -10,7 +10,7 @@ makes that program fail, or depend on chance, is done right here: a name that co
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import pairwise
@@ -21,10 +21,12 @@ from snapshotter.build.content import layer_from_directory
 from snapshotter.build.encoder import ParallelEncoder
 from snapshotter.build.entries import Node, inode, number
 from snapshotter.build.image import Options
+from snapshotter.build.inodelist import InodeList
 from snapshotter.build.layout import BuiltLayout, LayoutChunks, chunk_descriptors, publish_layout, read_rootfs
 from snapshotter.build.progress import Progress, Report, silent
 from snapshotter.build.segments import SegmentFiles
 from snapshotter.build.shelf import Shelf
+from snapshotter.build.veritytable import VerityTable
 from snapshotter.format.digest import Digest, Digests
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind, Xattr
 from snapshotter.format.rootfs import Rootfs
@@ -48,7 +50,7 @@ def build_upstream(
     Of `options` the number of workers counts. Raises what `layout.build_layout` raises.
     """
     chosen = options or Options()
-    below = read_rootfs(layout, base) if base is not None else None
+    below = read_rootfs(layout, base, chosen.temporary) if base is not None else None
     chunks = _UpstreamChunks(layout, compress=compress)
     with ExitStack() as stack:
         shelf = stack.enter_context(closing(Shelf(chosen.temporary)))
@@ -64,67 +66,78 @@ def build_upstream(
             pairs = (ChunkVerity(digest, chunks.verity(digest)) for digest in digests)
             message = build([len(numbering)], [inodes], len(digests), pairs, times=False, room=room)
         else:
-            layers = _over(below, root, os.fsdecode(tree), report)
-            verity = {pair.digest: pair.verity for pair in below.verities()} | dict(chunks.verities())
-            pairs = (ChunkVerity(digest, verity[digest]) for digest in sorted(verity))
-            message = build(list(map(len, layers)), layers, len(verity), pairs, times=False, room=room)
+            new = stack.enter_context(closing(upstream_inodes(root, below, chosen.temporary)))
+            layers = _over(below, new, os.fsdecode(tree), report)
+            verity = VerityTable()
+            for pair in below.verities():
+                verity.put(pair.digest, pair.verity)
+            for digest, recorded in chunks.verities():
+                verity.put(digest, recorded)
+            message = build(list(map(len, layers)), layers, len(verity), verity.pairs(), times=False, room=room)
     return publish_layout(layout, tag, message, chunk_descriptors(chunks.order(), chunks.size, compressed=compress))
 
 
-def _over(below: Rootfs, root: Node, name: str, report: Report) -> Sequence[Sequence[Inode]]:
-    """The metadata layers of the image `below` with the tree `root`, which is called `name`, over it."""
-    layers = below.stored()
-    new = upstream_inodes(root, layers)
+def _over(below: Rootfs, new: InodeList, name: str, report: Report) -> list[Collection[Inode]]:
+    """The metadata layers of the image `below` with those `new` inodes of the tree `name` over it."""
+    layers: list[Collection[Inode]] = [*below.stored()]
     for ino in sorted({one.ino for one, other in pairwise(new) if one.ino == other.ino}):
         lost = f"several inodes are number {ino}, as upstream's program has it: readers find one of them"
         report(Progress("note", f"{name}: {lost}"))
     return layers if any(_same(new, layer) for layer in layers) else [new, *layers]
 
 
-def upstream_inodes(root: Node, layers: Sequence[Sequence[Inode]]) -> list[Inode]:
-    """The inodes of `root`, whose files are cut, over the metadata layers of an image (newest first), in their order.
+def upstream_inodes(root: Node, base: Rootfs, temporary: Path | None = None) -> InodeList:
+    """The inodes of `root`, whose files are cut, over the image `base`, in their order. To be closed.
 
     All inodes are there. A name that the newest layer has keeps its number; a new number is counted before it is noticed that
     a name is a hard link. A name that is gone has a whiteout and an entry, before all other entries of its directory.
     """
-    known: dict[int, Inode] = {}
-    for layer in layers:
-        for found in layer:
-            known.setdefault(found.ino, found)
-    following = max(known, default=ROOT_INO) + 1
-    numbers: dict[int, int] = {}
-    whiteouts: list[Inode] = []
-    entries: dict[int, list[DirEntry]] = {}
-    rendered: list[tuple[int, Node]] = [(ROOT_INO, root)]
-    pending: list[tuple[Node, Inode | None]] = [(root, known.get(ROOT_INO))]
+    following = 1 + base.highest_number()
+    numbers: dict[int, int] = {}  # of what may have several names, by identity
+    found = InodeList(temporary)
+    # The order of inodes that share a number: whiteouts, then directories, files and the rest, each as they were come by.
+    come_by = 1
+    pending: list[tuple[Node, int, int, Inode | None]] = [(root, ROOT_INO, _DIRECTORY, base.newest(ROOT_INO))]
     while pending:
-        directory, old = pending.pop()
-        names = directory.names()
+        directory, own, order, old = pending.pop()
+        names = directory.listed()
+        present = {name for name, _ in names}
         before = old.entries if old is not None and old.kind is Kind.DIR else ()
-        gone = [entry for entry in before if entry.name not in names]
-        whiteouts += [Inode(entry.ino, Kind.WHT, 0o644) for entry in gone]
-        found_entries = entries[id(directory)] = [DirEntry(entry.ino, entry.name) for entry in gone]
+        entries = []
+        for entry in before:
+            if entry.name not in present:
+                found.add_whiteout(entry.ino)
+                entries.append(DirEntry(entry.ino, entry.name))
         numbered = {entry.name: entry.ino for entry in reversed(before)}
-        below: list[tuple[Node, Inode | None]] = []
-        for name, node in sorted(names.items()):
-            earlier = known.get(numbered.get(name, 0))
+        below: list[tuple[Node, int, int, Inode | None]] = []
+        for name, node in names:
+            earlier = base.newest(numbered.get(name, 0))
             if earlier is None or earlier.kind is Kind.WHT:
                 ino, earlier = following, None
                 following += 1
             else:
                 ino = earlier.ino
-            is_new = id(node) not in numbers
-            found_entries.append(DirEntry(numbers.setdefault(id(node), ino), name))
-            if is_new:
-                rendered.append((ino, node))
-                if node.kind is Kind.DIR:
-                    below.append((node, earlier))
+            is_directory = node.kind is Kind.DIR
+            is_new = True
+            if is_directory or node.is_shared:
+                is_new = id(node) not in numbers
+                ino_of = numbers.setdefault(id(node), ino)
+            else:
+                ino_of = ino
+            entries.append(DirEntry(ino_of, name))
+            if not is_new:
+                continue
+            come_by += 1
+            if is_directory:
+                below.append((node, ino, _DIRECTORY + come_by, earlier))
+            else:
+                found.add(_inode(ino, node, ()), (_FILE if node.kind is Kind.FILE else _OTHER) + come_by)
         pending.extend(reversed(below))
-    # The order of inodes that share a number: whiteouts, then directories, files and the rest, each as they were come by.
-    rank = {Kind.DIR: 0, Kind.FILE: 1}
-    rendered.sort(key=lambda pair: rank.get(pair[1].kind, 2))
-    new = [_inode(ino, node, entries.get(id(node), ())) for ino, node in rendered]
-    return sorted([*whiteouts, *new], key=lambda found: found.ino)
+        found.add(_inode(own, directory, entries), order)
+    return found
+
+
+_DIRECTORY, _FILE, _OTHER = 1 << 60, 2 << 60, 3 << 60
 
 
 def _inode(ino: int, node: Node, entries: Sequence[DirEntry]) -> Inode:
@@ -132,7 +145,7 @@ def _inode(ino: int, node: Node, entries: Sequence[DirEntry]) -> Inode:
     return replace(inode(ino, node, entries), look_below=False, xattrs=xattrs, mtime=0, mtime_nsec=0)
 
 
-def _same(one: Sequence[Inode], other: Sequence[Inode]) -> bool:
+def _same(one: Collection[Inode], other: Collection[Inode]) -> bool:
     return len(one) == len(other) and all(map(_equal, one, other))
 
 

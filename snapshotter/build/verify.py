@@ -17,8 +17,10 @@ from snapshotter.build.documents import diff_ids
 from snapshotter.build.layout import FILEDATA_ZSTD_TYPE, read_message
 from snapshotter.build.packcheck import BadChunks, WholeBlob, check_chunks
 from snapshotter.build.progress import Progress, Report, silent
+from snapshotter.build.readmessage import ReadMessage
 from snapshotter.build.reuse import read_json
 from snapshotter.build.rules import FINDINGS_MAX, Rules, check
+from snapshotter.build.segments import SegmentFiles
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError
 from snapshotter.format.annotations import MEDIA_TYPE_PACK, MetadataLayer, PackLayer, PackPlace
 from snapshotter.format.annotations import parse as puzzlefs_layer
@@ -103,11 +105,11 @@ class _Check:
         image = self._image
         try:
             message = read_message(self._store, image.descriptor, image.data, image.name)
-            Rootfs.open(message).close()
+            Rootfs.open(message.data).close()
         except (CorruptError, NotFoundError) as error:
             self._error(str(error))
             return
-        self._count(len(message))
+        self._count(message.size)
         rules = self._rules(message, "")
         del message
         described = {layer.digest: layer for layer in image.manifest.layers[1:]}
@@ -222,7 +224,7 @@ class _Check:
         content.rootfs.close()
         self._count(layer.size)
         called = f"metadata layer {to_text(layer.digest)}: "
-        if verity_digest(content.message) != described.verity:
+        if content.message.verity() != described.verity:
             self._error(f"{called}its fs-verity digest is not the one that its annotations state")
         self._layers.append(_Layer(layer, described, self._rules(content.message, called)))
 
@@ -295,8 +297,8 @@ class _Check:
 
     # What both have.
 
-    def _rules(self, message: bytes, where: str) -> Rules:
-        rules = check(message)
+    def _rules(self, message: ReadMessage, where: str) -> Rules:
+        rules = check(message.data, SegmentFiles())
         self._result.inodes += rules.inodes
         for problem in rules.errors.lines:
             self._error(f"{where}{problem}")
@@ -327,7 +329,7 @@ class _Check:
         """The metadata of the layers that could be read, read once more: there is rarely need of it, and it may be large."""
         image = self._image
         if image.local:
-            yield from _closing(Rootfs.open(read_message(self._store, image.descriptor, image.data, image.name)))
+            yield from _closing(Rootfs.open(read_message(self._store, image.descriptor, image.data, image.name).data))
         for layer in self._layers:
             yield from _closing(metadata_layer(self._store, layer.descriptor, layer.described, image.name).rootfs)
 

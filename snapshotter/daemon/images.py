@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from snapshotter.build.flatten import flatten
 from snapshotter.build.layout import ROOTFS_TYPE, VERITY_ANNOTATION
+from snapshotter.build.readmessage import hold, hold_compressed, pieces
 from snapshotter.chunkstore.base import ChunkStore
 from snapshotter.chunkstore.chain import layout_chain, packs_chain
 from snapshotter.chunkstore.stats import Stats
@@ -20,7 +22,6 @@ from snapshotter.daemon import metadata
 from snapshotter.errors import CorruptError, InvalidError
 from snapshotter.format.annotations import MetadataLayer, PackPlace
 from snapshotter.format.annotations import parse as puzzlefs_layer
-from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
@@ -79,11 +80,12 @@ def _manifest(store: LayoutReader, reference: str, platform: Platform, name: str
 
 def _open_upstream(store: LayoutReader, layers: Sequence[Descriptor]) -> tuple[Rootfs, ChunkStore]:
     # The manifest of a delta lists the delta's chunks alone, so sizes of older ones are not known from it.
-    message = _blob(store, layers[0], metadata.MESSAGE_MAX)
+    with _blob(store, layers[0], metadata.MESSAGE_MAX) as stream:
+        message = hold(pieces(stream))
     declared = layers[0].annotations.get(VERITY_ANNOTATION)
-    if declared is not None and declared.lower() != verity_digest(message).hex():
+    if declared is not None and declared.lower() != message.verity().hex():
         raise CorruptError(f"{store.name}: the fs-verity digest of the metadata is not the one that its manifest states")
-    rootfs = Rootfs.open(message)
+    rootfs = Rootfs.open(message.data)
     return rootfs, layout_chain(store, store.blob_size, Stats())
 
 
@@ -98,8 +100,8 @@ def _open_packed(store: LayoutReader, layers: Sequence[Descriptor], name: str) -
                 "make an image of them with puzzlefs convert"
             )
         if isinstance(described, MetadataLayer):
-            stored = _blob(store, layer, metadata.STORED_MAX)
-            messages.append(Rootfs.open(decompress(stored, metadata.MESSAGE_MAX)))
+            with _blob(store, layer, metadata.STORED_MAX) as stream:
+                messages.append(Rootfs.open(hold_compressed(stream, metadata.MESSAGE_MAX).data))
             packs |= {place.pack: place for place in described.packs}
     if not messages:
         raise InvalidError(f"{name} has no metadata layers: it is no PuzzleFS image")
@@ -107,8 +109,7 @@ def _open_packed(store: LayoutReader, layers: Sequence[Descriptor], name: str) -
     return rootfs, packs_chain(list(packs.values()), store, Stats())
 
 
-def _blob(store: LayoutReader, blob: Descriptor, limit: int) -> bytes:
+def _blob(store: LayoutReader, blob: Descriptor, limit: int) -> BinaryIO:
     if blob.size > limit:
         raise CorruptError(f"blob {to_text(blob.digest)} of {store.name} has {blob.size} bytes, at most {limit} are read")
-    with store.open_blob(blob) as stream:
-        return stream.read()
+    return store.open_blob(blob)

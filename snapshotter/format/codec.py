@@ -40,6 +40,8 @@ XATTR_VALUE_MAX = 64 << 10
 MAJOR_MAX = (1 << 12) - 1
 MINOR_MAX = (1 << 20) - 1
 
+_STRIDE = 4096
+"""After so many inodes, a megabyte of the message, the pages of a map are given back."""
 _NAME_SHOWN = 300
 """Bytes of a name that are read even if it is too long, for the message."""
 _NO_NAMES = (b".", b"..")
@@ -98,18 +100,20 @@ class RootfsMessage:
     threads.
     """
 
-    def __init__(self, data: bytes | mmap.mmap) -> None:
+    def __init__(self, data: bytes | mmap.mmap | FoldedReader) -> None:
         """Open the message: a few microseconds, whatever its size.
 
         Raises:
             CorruptError: it is no message of this schema, or of a version that this program does not read.
         """
-        self.words = len(data) // 8
+        size = data.size if isinstance(data, FoldedReader) else len(data)
+        self.words = size // 8
         """The size of the message: an upper bound for everything that it can honestly list."""
-        if self.words < 2 or len(data) % 8:
-            raise CorruptError(f"not a rootfs metadata message: {len(data)} bytes")
-        reader = MessageReader(data)
+        if self.words < 2 or size % 8:
+            raise CorruptError(f"not a rootfs metadata message: {size} bytes")
+        reader = data if isinstance(data, FoldedReader) else MessageReader(data)
         self._reader = reader
+        self._used = 0  # so many inodes and digests were read since the last rest
         segment, at, (version, vectors_pointer, verity_pointer) = reader.root(_ROOTFS)
         if version != MANIFEST_VERSION:
             raise CorruptError(f"manifest version {version} is not readable by this program (it reads {MANIFEST_VERSION})")
@@ -127,11 +131,16 @@ class RootfsMessage:
         """Let go of the data and go on with a folded copy (`folded`), of which the fs-verity digests stay in the file
         `descriptor`, the message's to close. For its first user, before there are others."""
         kept = self._verity.word * 8 if self._verity.length else None
-        self._reader = FoldedReader(self._reader, unfolded, descriptor, kept)
+        self._reader = FoldedReader(self._reader.source, unfolded, descriptor, kept)
 
     def close(self) -> None:
         """Let go of the data. Reading afterwards is a programming error."""
         self._reader.close()
+
+    def rest(self) -> None:
+        """A mapped message need not be in memory, whoever goes through all of it."""
+        self._used = 0
+        self._reader.rest()
 
     @property
     def layers(self) -> int:
@@ -157,6 +166,15 @@ class RootfsMessage:
         number: int = self._reader.row(self._layers[layer], row, _INO)[0]
         return number
 
+    def numbers(self, layer: int) -> Iterator[tuple[int, Kind]]:
+        """Number and type of all inodes of `layer`, in the order of their rows."""
+        inodes = self._layers[layer]
+        shape = _INODE if inodes.data_words == _INODE.data_words else _INO_AND_KIND
+        for row, fields in enumerate(self._reader.rows(inodes, shape)):
+            if not row % _STRIDE:
+                self.rest()
+            yield fields[0], _kind(fields[1])
+
     def kind_at(self, layer: int, row: int) -> Kind:
         """The type of the inode in `row`, without reading the rest of it."""
         return _kind(self._reader.row(self._layers[layer], row, _INO_AND_KIND)[1])
@@ -167,6 +185,9 @@ class RootfsMessage:
         Raises:
             CorruptError: it breaks a rule; the message names the inode and the rule.
         """
+        self._used += 1
+        if self._used > _STRIDE:
+            self.rest()
         inodes = self._layers[layer]
         fields = self._reader.row(inodes, row, _INODE)
         ino, which, permissions, uid, gid, nsec, mtime, mode, additional = fields
@@ -250,7 +271,9 @@ class RootfsMessage:
         at = inodes.word + inodes.data_words
         # What directories and files list takes more than a word an element, unless they share lists.
         entries_left = chunks_left = self.words
-        for ino, which, _, _, _, _, _, mode, additional in self._reader.rows(inodes, _INODE):
+        for row, (ino, which, _, _, _, _, _, mode, additional) in enumerate(self._reader.rows(inodes, _INODE)):
+            if not row % _STRIDE:
+                self.rest()
             has_xattrs = opaque = False
             size = 0
             links: Sequence[int] = ()
@@ -292,6 +315,9 @@ class RootfsMessage:
 
     def verity_at(self, row: int) -> ChunkVerity:
         """Row `row` of the fs-verity digests."""
+        self._used += 1
+        if self._used > _STRIDE:
+            self.rest()
         pairs = self._verity
         digest, verity = self._reader.row(pairs, row, _VERITY)
         at = pairs.word + row * (pairs.data_words + pairs.pointers) + pairs.data_words

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO, cast
 
 import zstandard
 
@@ -32,6 +33,8 @@ _SKIPPABLE_MAGIC = 0x184D2A5E  # zstd's seekable format: the skippable frame tha
 _SEEKABLE_MAGIC = 0x8F92EAB1
 _SEEK_FOOTER = struct.Struct("<IBI")  # number of frames, descriptor, magic
 _SKIPPABLE_HEADER = struct.Struct("<II")
+_HEADER_MAX = 18
+_PART = 1 << 20
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -136,6 +139,50 @@ def decompress(data: bytes, limit: int) -> bytes:
     if size > limit:
         raise CorruptError(f"zstd frame declares {size} bytes, at most {limit} are accepted")
     return _decompress_exactly(data, size)
+
+
+def decompress_parts(stream: BinaryIO, limit: int) -> Iterator[bytes]:
+    """What `decompress` makes of the bytes of `stream`, a megabyte at a time: whoever takes it takes the end before it is sure.
+
+    Raises what `decompress` raises, at the end too, and what reading raises.
+    """
+    head = stream.read(_HEADER_MAX)
+    try:
+        size = zstandard.frame_content_size(head)
+    except zstandard.ZstdError as error:
+        raise CorruptError(f"not a zstd frame: {error}") from error
+    if head[:4] != _ZSTD_MAGIC or size < 0:
+        raise CorruptError("not a zstd frame, or one without a content size")
+    if size > limit:
+        raise CorruptError(f"zstd frame declares {size} bytes, at most {limit} are accepted")
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+    count = 0
+    # What stands behind the frame is decoded too, and is too much.
+    source = cast("BinaryIO", _Rejoined(head, stream))
+    with decompressor.stream_reader(source, read_size=_PART, read_across_frames=True, closefd=False) as raw:
+        while True:
+            try:
+                part = raw.read(_PART)
+            except zstandard.ZstdError as error:
+                raise CorruptError(f"zstd cannot decode it: {error}") from error
+            count += len(part)
+            if count > size or (not part and count < size):
+                raise CorruptError(f"decodes to {'more' if part else count} bytes instead of {size}")
+            if not part:
+                return
+            yield part
+
+
+class _Rejoined:
+    """A stream of which the `head` has been read."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self._head = head
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        head, self._head = self._head, b""
+        return head or self._stream.read(size)
 
 
 def _decompress_exactly(data: bytes, size: int) -> bytes:

@@ -10,6 +10,7 @@ Each block also has the beginning of the next one, so that what is short always 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import threading
 from collections import deque
@@ -57,16 +58,38 @@ class Unfolded:
         return len(self._order)
 
 
+class Filed:
+    """The bytes of a file, as a `MessageReader` that is to be folded takes them: none of them is kept."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        """The first `size` bytes of the file `descriptor`."""
+        self._descriptor = descriptor
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, end, _ = part.indices(self._size)
+        try:
+            found = os.pread(self._descriptor, end - start, start) if end > start else b""
+        except OSError as error:
+            raise CorruptError(f"rootfs metadata cannot be read: {error}") from error
+        if len(found) != max(end - start, 0):
+            raise CorruptError("rootfs metadata is shorter than it was when it was opened")
+        return found
+
+
 class FoldedReader(MessageReader):
-    """Reads what `reader` reads, from the folded message."""
+    """Reads a message that is folded."""
 
     def __init__(
-        self, reader: MessageReader, unfolded: Unfolded, descriptor: int | None = None, kept: int | None = None
+        self, data: bytes | mmap.mmap | Filed, unfolded: Unfolded, descriptor: int | None = None, kept: int | None = None
     ) -> None:
-        """`kept`: how many of the message's bytes are kept in memory, all if it is None; the rest is read from the file
+        """`kept`: how many bytes of the message `data` are kept in memory, all if it is None; the rest is read from the file
         `descriptor`, which has the message and is the reader's to close."""
-        data = reader.source
         super().__init__(data)
+        self.size = len(data)
         self._unfolded = unfolded
         self._descriptor = descriptor
         self._raw: dict[int, bytes] = {}

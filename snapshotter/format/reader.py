@@ -17,7 +17,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from snapshotter.errors import CorruptError
 
@@ -69,6 +69,18 @@ def _malformed(what: str) -> CorruptError:
     return CorruptError(f"malformed Cap'n Proto message: {what}")
 
 
+class Slices(Protocol):
+    """Bytes that are somewhere else."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, part: slice) -> bytes:
+        """Some of them."""
+        ...
+
+
 class MessageReader:
     """A message in the standard stream framing in `data`, which must stay as it is until `close`.
 
@@ -76,9 +88,9 @@ class MessageReader:
     not looked at.
     """
 
-    def __init__(self, data: bytes | mmap.mmap) -> None:
-        """Read the table of segments, and nothing else."""
-        self._data = data
+    def __init__(self, data: bytes | mmap.mmap | Slices) -> None:
+        """Read the table of segments, and nothing else. Of `Slices` nothing else can be read (`folded`)."""
+        self._data: bytes | mmap.mmap = data if isinstance(data, bytes | mmap.mmap) else b""
         words = len(data) // 8
         if words < 2:
             raise _malformed(f"{len(data)} bytes")
@@ -89,7 +101,7 @@ class MessageReader:
         if end > words:
             raise _malformed("its table of segments is cut off")
         starts, ends = [], []
-        for size in struct.unpack_from(f"<{count}I", data, 4):
+        for size in struct.unpack(f"<{count}I", data[4 : 4 + 4 * count]):
             starts.append(end)
             end += size
             ends.append(end)
@@ -102,6 +114,11 @@ class MessageReader:
     def source(self) -> bytes | mmap.mmap:
         """What the message was opened from."""
         return self._data
+
+    def rest(self) -> None:
+        """Give back the pages of a map: they are read again when they are needed."""
+        if isinstance(self._data, mmap.mmap):
+            self._data.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Let go of the data. Reading afterwards is a programming error."""

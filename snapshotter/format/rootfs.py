@@ -8,13 +8,14 @@ resolves them.
 
 from __future__ import annotations
 
+import heapq
 import mmap
+import os
 import threading
 from array import array
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import lt
 
@@ -22,8 +23,9 @@ from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.codec import InodeStat, RootfsMessage
 from snapshotter.format.digest import Digest
 from snapshotter.format.filechunks import FILE_MAX, Chunk, FileChunks
-from snapshotter.format.folded import Unfolded
+from snapshotter.format.folded import Filed, FoldedReader, Unfolded
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind
+from snapshotter.format.names import Names
 
 BLOCK_SIZE = 4096
 """The unit of `Survey.blocks` in bytes."""
@@ -36,7 +38,7 @@ class Survey:
     `inodes`: how many exist. `blocks`: of `BLOCK_SIZE` that their files take, each rounded up. `attributed`: those that have
     an extended attribute. `opaque`: directories but the root that do not look below. `names`: how many directory entries name
     an inode, for those that have more than one. `subdirectories`: how many of a directory's entries name directories, where
-    there are any. Inodes that cannot be read add only to `inodes`.
+    there are any. `parents`: which directories name an inode. Inodes that cannot be read add only to `inodes`.
     """
 
     inodes: int
@@ -45,6 +47,7 @@ class Survey:
     opaque: frozenset[int]
     names: Mapping[int, int]
     subdirectories: Mapping[int, int]
+    parents: Names = field(default_factory=Names, compare=False)
 
 
 class _Rows:
@@ -53,21 +56,17 @@ class _Rows:
     Hard links make gaps: their later names take a number too.
     """
 
-    def __init__(self) -> None:
-        self._numbers = array("Q")
-        self._rows = array("Q")
-        self._next = 0
-        self._count = 0
-        self.ascending = True
-
-    def add(self, ino: int) -> None:
-        """The next row's number. Numbers that do not ascend make the whole unusable."""
-        if ino != self._next or not self._count:
-            self.ascending = self.ascending and (ino > self._next or not self._count)
-            self._numbers.append(ino)
-            self._rows.append(self._count)
-        self._next = ino + 1
-        self._count += 1
+    def __init__(self, numbers: array[int]) -> None:
+        """Of the rows' numbers. Those that do not ascend make the whole unusable."""
+        self._count = len(numbers)
+        self.ascending = all(map(lt, numbers, islice(numbers, 1, None)))
+        if not self._count or (self.ascending and numbers[-1] - numbers[0] == self._count - 1):
+            starts: Sequence[int] = range(min(self._count, 1))
+        else:
+            pairs = enumerate(zip(numbers, islice(numbers, 1, None), strict=False), 1)
+            starts = [0, *(row for row, (one, other) in pairs if other != one + 1)]
+        self._rows = array("Q", starts)
+        self._numbers = array("Q", map(numbers.__getitem__, starts))
 
     def find(self, ino: int) -> int | None:
         """The row of inode `ino`."""
@@ -77,6 +76,49 @@ class _Rows:
         row = self._rows[run] + ino - self._numbers[run]
         end = self._rows[run + 1] if run + 1 < len(self._rows) else self._count
         return row if row < end else None
+
+
+class StoredInodes(Sequence[Inode]):
+    """The inodes of one layer in the order of their rows, each read when it is asked for.
+
+    What breaks a rule of the format is a `CorruptError` then.
+    """
+
+    __slots__ = ("_layer", "_message")
+
+    def __init__(self, message: RootfsMessage, layer: int) -> None:
+        """Of a message that stays open."""
+        self._message = message
+        self._layer = layer
+
+    def __len__(self) -> int:
+        return self._message.inode_count(self._layer)
+
+    def __getitem__(self, row: int) -> Inode:  # type: ignore[override]  # slices are never taken
+        return self._message.inode_at(self._layer, row)
+
+    def __iter__(self) -> Iterator[Inode]:
+        return map(self.__getitem__, range(len(self)))
+
+
+class Marks:
+    """Some of the inodes of a rootfs: a byte for each that there is."""
+
+    def __init__(self, rootfs: Rootfs) -> None:
+        """None at first."""
+        self._find = rootfs.find
+        self._rows = [bytearray(len(layer)) for layer in rootfs.stored()]
+
+    def add(self, ino: int) -> bool:
+        """Mark one; False if it is marked already. What does not exist is never marked."""
+        place = self._find(ino)
+        if place is None:
+            return True
+        layer, row = place
+        if self._rows[layer][row]:
+            return False
+        self._rows[layer][row] = True
+        return True
 
 
 class Rootfs:
@@ -100,6 +142,19 @@ class Rootfs:
             CorruptError: it is no rootfs metadata, of another version, or without a root directory.
         """
         return cls(RootfsMessage(data))
+
+    @classmethod
+    def filed(cls, unfolded: Unfolded, descriptor: int, size: int) -> Rootfs:
+        """The message of `size` bytes in the file `descriptor`, which is its own to close. All of it stays there: see `folded`.
+
+        Raises what `open` raises, and closes the file then.
+        """
+        try:
+            reader = FoldedReader(Filed(descriptor, size), unfolded, descriptor, 0)
+            return cls(RootfsMessage(reader))
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def fold(self, unfolded: Unfolded, descriptor: int) -> None:
         """Let go of the data: from now on it is kept in a third of the memory. See `RootfsMessage.fold`."""
@@ -184,13 +239,34 @@ class Rootfs:
         if self._message.layers == 1:
             yield from (self._message.ino_at(0, row) for row in range(self._message.inode_count(0)))
             return
-        seen: dict[int, bool] = {}
-        for layer in range(self._message.layers):
-            for row in range(self._message.inode_count(layer)):
-                ino = self._message.ino_at(layer, row)
-                if ino not in seen:
-                    seen[ino] = self._message.kind_at(layer, row) is not Kind.WHT
-        yield from sorted(ino for ino, exists in seen.items() if exists)
+        # Of several with one number the newest comes first. A list that is not sorted only loses inodes.
+        last = -1
+        for ino, _, kind in heapq.merge(*map(self._numbers_in, range(self._message.layers))):
+            if ino > last:
+                last = ino
+                if kind is not Kind.WHT:
+                    yield ino
+
+    def _numbers_in(self, layer: int) -> Iterator[tuple[int, int, Kind]]:
+        return ((ino, layer, kind) for ino, kind in self._message.numbers(layer))
+
+    def highest_number(self) -> int:
+        """The highest number that any layer has, be it a whiteout's."""
+        return max(ino for layer in range(self._message.layers) for ino, _ in self._message.numbers(layer))
+
+    def newest(self, ino: int) -> Inode | None:
+        """Inode `ino` as the newest layer stores it that has one, be it a whiteout; of several the first.
+
+        Raises:
+            CorruptError: it breaks a rule of the format.
+        """
+        place = self.find(ino)
+        if place is None:
+            return None
+        layer, row = place
+        while row and self._message.ino_at(layer, row - 1) == ino:
+            row -= 1
+        return self._message.inode_at(layer, row)
 
     def first_entries(self) -> Iterator[tuple[int, int]]:
         """The number of the first entry of each directory that has one, and the directory's own; nothing where several layers
@@ -201,14 +277,9 @@ class Rootfs:
         """All inodes that exist, by number."""
         return map(self.inode, self.numbers())
 
-    def stored(self) -> list[list[Inode]]:
-        """The inodes of every layer, newest first, as they are stored: nothing is resolved, whiteouts are there.
-
-        Raises:
-            CorruptError: one breaks a rule of the format.
-        """
-        message = self._message
-        return [[message.inode_at(layer, row) for row in range(message.inode_count(layer))] for layer in range(message.layers)]
+    def stored(self) -> list[StoredInodes]:
+        """The inodes of every layer, newest first, as they are stored: nothing is resolved, whiteouts are there."""
+        return [StoredInodes(self._message, layer) for layer in range(self._message.layers)]
 
     def link_count(self, ino: int) -> int:
         """``st_nlink`` of inode `ino`: its names, or for a directory two and its subdirectories. Found by the `survey`.
@@ -327,49 +398,43 @@ class Rootfs:
         inodes = blocks = 0
         attributed: set[int] = set()
         opaque: set[int] = set()
-        directories: set[int] = set()
-        links: dict[int, Sequence[int]] = {}
-        rows = [_Rows() for _ in range(self._message.layers)]
+        directories = array("Q")
+        names = Names()
+        rows = []
         sizes = array("Q")
         for layer in range(self._message.layers):
-            add = rows[layer].add
+            numbers = array("Q")
             for found in self._message.scan(layer):
                 ino = found.ino
-                add(ino)
+                numbers.append(ino)
                 inodes += 1
                 sizes.append(found.size if found.size <= FILE_MAX else 0)
                 if found.kind is Kind.FILE:
                     if found.size <= FILE_MAX:
                         blocks += -(-found.size // BLOCK_SIZE)
                 elif found.kind is Kind.DIR:
-                    directories.add(ino)
-                    if found.links:
-                        links[ino] = found.links
+                    directories.append(ino)
+                    if self._message.layers == 1:
+                        names.add(ino, found.links)
                     if found.opaque and ino != ROOT_INO:
                         opaque.add(ino)
                 if found.has_xattrs:
                     attributed.add(ino)
+            rows.append(_Rows(numbers))
         if self._message.layers > 1:
-            inodes, blocks, directories, links = self._resolved()
-        names: Counter[int] = Counter()
-        subdirectories = {}
-        for ino, numbers in links.items():
-            names.update(numbers)
-            below = sum(map(directories.__contains__, numbers))
-            if below:
-                subdirectories[ino] = below
-        several = {ino: count for ino, count in names.items() if count > 1}
+            inodes, blocks, directories, names = self._resolved()
         if self._message.layers == 1:
             self._sizes = sizes
         if all(each.ascending for each in rows):
             self._rows = rows
-        return Survey(inodes, blocks, frozenset(attributed), frozenset(opaque), several, subdirectories)
+        seen = (frozenset(attributed), frozenset(opaque))
+        return Survey(inodes, blocks, *seen, names.several(), names.counts(directories), names)
 
-    def _resolved(self) -> tuple[int, int, set[int], dict[int, Sequence[int]]]:
+    def _resolved(self) -> tuple[int, int, array[int], Names]:
         """Inodes, blocks, directories and what those name, of several layers, of which newer ones hide parts of older ones."""
         inodes = blocks = 0
-        directories: set[int] = set()
-        links: dict[int, Sequence[int]] = {}
+        directories = array("Q")
+        names = Names()
         # An entry takes more than a word, unless directories share their lists, which could make this quadratic.
         left = self._message.words
         for ino in self.numbers():
@@ -384,6 +449,6 @@ class Rootfs:
                 left -= len(inode.entries)
                 if left < 0:
                     raise CorruptError("rootfs metadata: its directories have more entries than inodes could account for")
-                directories.add(ino)
-                links[ino] = [entry.ino for entry in inode.entries]
-        return inodes, blocks, directories, links
+                directories.append(ino)
+                names.add(ino, [entry.ino for entry in inode.entries])
+        return inodes, blocks, directories, names

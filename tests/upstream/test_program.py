@@ -51,7 +51,7 @@ def decoded(layout: Path, tag: str) -> tuple[list[list[Inode]], list[Digest]]:
     """The inodes of every metadata layer, and the manifest's chunks, with each chunk named by its raw bytes."""
     stored = blobs(layout)
     rootfs = read_rootfs(store(layout), tag)
-    inodes = rootfs.stored()
+    inodes = [list(layer) for layer in rootfs.stored()]
     rootfs.close()
     compressed = {chunk.digest: chunk.compressed for layer in inodes for inode in layer for chunk in inode.chunks}
 

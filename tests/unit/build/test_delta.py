@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 
 from snapshotter.build.delta import delta
 from snapshotter.build.entries import Content, Node, inodes, number
+from snapshotter.build.shelf import Shelf
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import sha256
 from snapshotter.format.model import FileChunk, Inode, Kind, RootfsContent
@@ -66,7 +71,7 @@ def assert_steps(*trees: Node) -> list[list[Inode]]:
     """Each tree over the ones before; the layers, newest first."""
     layers = [base(trees[0])]
     for tree in trees[1:]:
-        new = delta(tree, image(*layers))
+        new = list(delta(tree, image(*layers)))
         layers = [new, *layers] if new else layers
         assert shown(image(*layers)) == shown(image(base(tree)))
     return layers
@@ -162,3 +167,33 @@ def _trees(draw: st.DrawFn) -> Node:
 @given(st.lists(_trees(), min_size=2, max_size=4))
 def test_any_tree_over_any_other(trees: Iterable[Node]) -> None:
     assert_steps(*trees)
+
+
+def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
+    """Of a change of one file: what the image has and the tree is neither kept nor listed."""
+
+    def tree(directories: int, shelf: Shelf, data: bytes) -> Node:
+        root = directory()
+        for place in range(directories):
+            names = directory()
+            root.names()[b"%05d" % place] = names
+            for name in range(100):
+                names.names()[b"%03d" % name] = file(data if place == name == 0 else b"x")
+                shelf.added(names)
+        shelf.settle()
+        return root
+
+    def peak(directories: int) -> int:
+        with closing(Shelf(tmp_path, 200)) as shelf:
+            below = image(base(tree(directories, shelf, b"before")))
+            root = tree(directories, shelf, b"after")
+            gc.collect()
+            tracemalloc.start()
+            with closing(delta(root, below, tmp_path)) as found:
+                assert [inode.kind for inode in found] == [Kind.FILE]
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            return most
+
+    # 10 bytes a file, and some more for each directory; inodes and nodes would be 1,500.
+    assert peak(40) - peak(15) < 25 * 100 * 40

@@ -53,6 +53,26 @@ def fold(path: Path, unfolded: Unfolded, *, surveyed: bool = True) -> Rootfs:
     return rootfs
 
 
+def test_all_of_it_reads_the_same_from_its_file(path: Path) -> None:
+    rootfs = Rootfs.filed(Unfolded(3), os.open(path, os.O_RDONLY | os.O_CLOEXEC), len(MESSAGE))
+    plain = Rootfs.open(MESSAGE)
+    assert rootfs.survey() == plain.survey()
+    assert list(rootfs.inodes()) == list(plain.inodes())
+    assert list(rootfs.verities()) == list(CONTENT.verity)
+    path.write_bytes(bytes(len(MESSAGE)))
+    with pytest.raises(CorruptError, match="not what it was"):
+        list(rootfs.inodes())
+    rootfs.close()
+
+
+@pytest.mark.parametrize("size", [0, 8, len(MESSAGE) - 8, len(MESSAGE) + 8])
+def test_a_file_of_another_size_is_refused(path: Path, size: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(CorruptError):
+        Rootfs.filed(Unfolded(), os.open(path, os.O_RDONLY | os.O_CLOEXEC), size)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize("surveyed", [True, False])
 def test_everything_reads_as_before(path: Path, surveyed: bool) -> None:
     rootfs = fold(path, Unfolded(3), surveyed=surveyed)
