@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -124,8 +123,6 @@ class Tree:
         self._hides = not as_layer and rootfs.layer_count == 1
         self._cache = cache if cache is not None else new_cache()
         self._number = next(_tree_numbers)
-        self._lock = threading.Lock()
-        self._parents: Mapping[int, int] | None = None
 
     def prepare(self) -> None:
         """Look at all inodes, so that no request has to wait for it: about 3 µs an inode.
@@ -302,15 +299,18 @@ class Tree:
         return above[-1]
 
     def path(self, ino: int) -> bytes:
-        """A path from the root to inode `ino`, for messages: the first one, of a hard link. Costs a walk when first called.
+        """A path from the root to inode `ino`, for messages: the first one, of a hard link.
 
         Never raises: what has no path is shown by its number.
         """
-        parents = self._known_parents()
+        try:
+            parent_of = self._rootfs.survey().parents.owner
+        except CorruptError:
+            return b"inode %d" % ino
         parts: list[bytes] = []
         child = ino
         while child != ROOT_INO:
-            parent = parents.get(child)
+            parent = parent_of(child)
             name = None if parent is None else self._name_in(parent, child)
             if parent is None or name is None or len(parts) == _DEPTH_MAX:
                 return b"inode %d" % ino
@@ -361,22 +361,6 @@ class Tree:
             return self._rootfs.kind(ino) is Kind.WHT
         except (NotFoundError, CorruptError):
             return False
-
-    def _directories(self) -> Iterator[int]:
-        return (ino for ino in self._rootfs.numbers() if self.is_directory(ino))
-
-    def _known_parents(self) -> Mapping[int, int]:
-        with self._lock:
-            if self._parents is None:
-                parents: dict[int, int] = {}
-                for ino in self._directories():
-                    try:
-                        for entry in self._rootfs.inode(ino).entries:
-                            parents.setdefault(entry.ino, ino)
-                    except (CorruptError, NotFoundError):
-                        continue
-                self._parents = parents
-            return self._parents
 
     def _name_in(self, parent: int, child: int) -> bytes | None:
         try:

@@ -17,6 +17,9 @@ from snapshotter.format.folded import Unfolded
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount.tree import Tree, new_cache
 
+FILED_MIN = 32 << 20
+"""Longer messages stay in their files, in bytes: those of layers of 150,000 inodes and more. Of others a tenth is in memory."""
+
 _Key = tuple[int, int, int, int, bool]
 
 
@@ -66,14 +69,26 @@ class Trees:
     def _read(self, file: FileIO, size: int, *, as_layer: bool) -> Tree:
         # Into memory, not mapped: a page that the disk loses, or fs-verity refuses, would kill every mount of this process by
         # SIGBUS when it is touched. And into memory that goes back to the kernel when the message is folded.
+        if size > FILED_MIN:
+            rootfs = Rootfs.filed(self._unfolded, os.dup(file.fileno()), size)
+            tree = self._tree(rootfs, as_layer=as_layer)
+            try:
+                tree.prepare()
+            except BaseException:
+                tree.close()
+                raise
+            return tree
         with mmap.mmap(-1, max(size, 1)) as data:
             if file.readinto(data) != size:
                 raise CorruptError("rootfs metadata is shorter than it was when it was opened")
             rootfs = Rootfs.open(data)
-            tree = Tree(rootfs, as_layer=as_layer, overlay_prefix=userns.overlay_prefix(), cache=self._cache)
+            tree = self._tree(rootfs, as_layer=as_layer)
             tree.prepare()
             rootfs.fold(self._unfolded, os.dup(file.fileno()))
         return tree
+
+    def _tree(self, rootfs: Rootfs, *, as_layer: bool) -> Tree:
+        return Tree(rootfs, as_layer=as_layer, overlay_prefix=userns.overlay_prefix(), cache=self._cache)
 
     def close(self, tree: Tree) -> None:
         """Give `tree` back, once for each time that it was opened."""

@@ -9,6 +9,7 @@ import pytest
 from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.model import DirEntry, Inode, Kind, RootfsContent
 from snapshotter.format.writer import encode
+from snapshotter.mount import trees as module
 from snapshotter.mount.trees import Trees
 
 
@@ -70,3 +71,16 @@ def test_what_cannot_be_opened_is_not_kept(tmp_path: Path) -> None:
         trees.open(path, "l", as_layer=True)
     tree = trees.open(write(tmp_path / "other", b"a"), "l", as_layer=True)
     trees.close(tree)
+
+
+def test_a_long_message_stays_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FILED_MIN", 100)
+    trees = Trees()
+    path = write(tmp_path / "metadata", b"a")
+    tree = trees.open(path, "l", as_layer=True)
+    assert tree.lookup(1, b"a") == 2
+    assert tree.statfs().inodes == 2
+    trees.close(tree)
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(CorruptError):
+        trees.open(path, "l", as_layer=True)
