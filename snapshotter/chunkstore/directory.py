@@ -37,6 +37,7 @@ from typing import NamedTuple, Protocol
 from snapshotter.chunkstore import pagecache
 from snapshotter.chunkstore.marks import Marks
 from snapshotter.chunkstore.pagecache import PageCacheReader
+from snapshotter.chunkstore.publish import TEMPORARY
 from snapshotter.chunkstore.reserve import is_recent
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest, sha256
@@ -53,9 +54,6 @@ TOUCH_INTERVAL = 600.0
 ten minutes."""
 
 _BLOCK = 256 << 10
-
-TEMPORARY = ".tmp"
-"""The directory, beside the chunks' own, in which files are written before they are renamed."""
 
 STALE_TEMPORARY = 3600.0
 """Age in seconds at which a temporary file belongs to nobody any more: writing one takes milliseconds."""

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Self
 
 from snapshotter.chunkstore.poly1305 import KEY_SIZE, Poly1305
+from snapshotter.chunkstore.publish import TEMPORARY
 from snapshotter.format.digest import Digest
 
 ATTRIBUTE = "user.puzzlefs.checked"
@@ -104,8 +105,8 @@ def _secret(path: Path) -> bytes:
     found = _read_secret(path)
     if found is not None:
         return found
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}-{secrets.token_hex(8)}")
+    temporary = path.parent / TEMPORARY / f"{path.name}-{secrets.token_hex(8)}"  # where a process that dies may leave it
+    temporary.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:

@@ -8,6 +8,9 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+TEMPORARY = ".tmp"
+"""The directory, beside the chunks' own, in which files are written before they are renamed; at a start it is swept."""
+
 
 def publish(path: Path, content: bytes, seal: Callable[[int], None] | None = None) -> None:
     """Write the file `path`, mode 0600, whatever happens to the machine meanwhile; its directory is made if need be.

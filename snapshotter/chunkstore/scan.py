@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snapshotter.chunkstore.directory import TEMPORARY
+from snapshotter.chunkstore.publish import TEMPORARY
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import sha256
 from snapshotter.format.model import CHUNK_MAX

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snapshotter.chunkstore.directory import STALE_TEMPORARY, TEMPORARY
+from snapshotter.chunkstore.directory import STALE_TEMPORARY
+from snapshotter.chunkstore.publish import TEMPORARY
 from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.digest import Digest, chain_id, sha256, to_text
 from snapshotter.mount import mounting

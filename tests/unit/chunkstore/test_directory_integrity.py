@@ -12,6 +12,7 @@ import pytest
 from snapshotter.chunkstore import directory, pagecache
 from snapshotter.chunkstore.directory import ChunkDirectory
 from snapshotter.chunkstore.marks import Marks
+from snapshotter.chunkstore.publish import TEMPORARY
 from snapshotter.errors import CorruptError
 from snapshotter.format.digest import Digest, sha256
 from snapshotter.format.verity import verity_digest
@@ -206,7 +207,7 @@ def test_what_is_sealed_is_at_hand_once_the_seal_was_seen(sealed: ChunkDirectory
 
 
 def test_a_chunk_is_sealed_before_it_gets_its_name(sealed: ChunkDirectory, kernel: FakeSealing) -> None:
-    assert [Path(name).parent.name for name in kernel.names] == [directory.TEMPORARY]
+    assert [Path(name).parent.name for name in kernel.names] == [TEMPORARY]
     assert sealed.load(DIGEST) == RAW
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from snapshotter.chunkstore import marks
 from snapshotter.chunkstore.marks import ATTRIBUTE, KEY_FILE, MARKED_MIN, Marks
+from snapshotter.chunkstore.publish import TEMPORARY
 from snapshotter.format.digest import sha256
 
 RAW = b"a chunk!" * 3000
@@ -86,7 +87,18 @@ def test_short_content_gets_no_mark(ours: Marks, descriptor: int) -> None:
 
 def test_the_secret_is_the_users_alone(ours: Marks, tmp_path: Path) -> None:
     assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == [KEY_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [KEY_FILE, TEMPORARY]
+    assert not list((tmp_path / TEMPORARY).iterdir())
+
+
+def test_what_a_process_that_dies_leaves_is_where_it_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(path: Path) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "unlink", die)
+    opened(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name not in (KEY_FILE, TEMPORARY)] == []
+    assert len(list((tmp_path / TEMPORARY).iterdir())) == 1
 
 
 @pytest.mark.parametrize("content", [b"", bytes(31), bytes(33)])
