@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from snapshotter.errors import CorruptError, InvalidError, NotFoundError, Puzzle
 from snapshotter.format.annotations import MetadataLayer
 from snapshotter.format.compression import decompress
 from snapshotter.format.digest import Digest, sha256, to_text
+from snapshotter.format.folded import FILED_MIN, Unfolded
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import BlobSource
@@ -51,10 +54,12 @@ class MetadataFiles:
             CorruptError: it is no layer's.
         """
         try:
-            message = self.path(diff_id).read_bytes()
+            with self.path(diff_id).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                is_long = size > FILED_MIN
+                rootfs = Rootfs.filed(Unfolded(), os.dup(file.fileno()), size) if is_long else Rootfs.open(file.read())
         except FileNotFoundError:
             raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
-        rootfs = Rootfs.open(message)
         try:
             yield rootfs
         finally:
@@ -70,8 +75,8 @@ class MetadataFiles:
         try:
             with path.open("rb") as file:
                 measured = None if self._sealing is None else self._sealing.measure(file.fileno())
-                message = file.read()
-            if measured == layer.verity or sha256(message) == layer.diff_id:
+                name = hashlib.file_digest(file, "sha256").digest()
+            if measured == layer.verity or name == layer.diff_id:
                 return True
             why = "does not match the layer's diff ID"
         except FileNotFoundError:

@@ -26,6 +26,8 @@ OVERLAP = 1 << 10
 """Bytes of the next one that it has: the longest name, and every struct."""
 UNFOLDED_MAX = 96
 """Blocks that stay unfolded, for all messages that share them: 6 MiB."""
+FILED_MIN = 32 << 20
+"""Longer messages stay in their files, in bytes: those of layers of 150,000 inodes and more. Of others a tenth is in memory."""
 _LEVEL = 1
 
 

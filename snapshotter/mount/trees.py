@@ -13,12 +13,9 @@ from pathlib import Path
 
 from snapshotter import userns
 from snapshotter.errors import CorruptError, NotFoundError
-from snapshotter.format.folded import Unfolded
+from snapshotter.format.folded import FILED_MIN, Unfolded
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.mount.tree import Tree, new_cache
-
-FILED_MIN = 32 << 20
-"""Longer messages stay in their files, in bytes: those of layers of 150,000 inodes and more. Of others a tenth is in memory."""
 
 _Key = tuple[int, int, int, int, bool]
 
