@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from snapshotter.build.spool import no_room
+from snapshotter.build.temporary import no_room
 from snapshotter.errors import CorruptError
 from snapshotter.format.compression import decompress_parts
 from snapshotter.format.digest import Digest

@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from snapshotter.build.spool import no_room
+from snapshotter.build.temporary import no_room
 
 KEPT_MAX = 4 << 20
 """Larger segments are in files, in bytes: those of an image of 30,000 files are not."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from snapshotter.build.chunk import ByteReader
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.build.slots import EncodedChunk
-from snapshotter.errors import FailedPreconditionError
+from snapshotter.build.temporary import no_room
 from snapshotter.format.compression import Codec
 from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.verity import DIGEST_SIZE
@@ -100,14 +100,6 @@ class AppendFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def no_room(error: OSError, directory: Path | None) -> FailedPreconditionError:
-    """What to raise where temporary data cannot be kept in `directory`."""
-    place = directory or tempfile.gettempdir()
-    return FailedPreconditionError(
-        f"cannot keep temporary data in {place}: {error.strerror}; name another directory with TMPDIR"
-    )
 
 
 _CODECS = tuple(Codec)

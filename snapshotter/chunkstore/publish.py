@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 TEMPORARY = ".tmp"
@@ -13,6 +13,11 @@ TEMPORARY = ".tmp"
 
 
 def publish(path: Path, content: bytes, seal: Callable[[int], None] | None = None) -> None:
+    """Write the file `path`; see `publish_parts`."""
+    publish_parts(path, (content,), seal)
+
+
+def publish_parts(path: Path, parts: Iterable[bytes | memoryview], seal: Callable[[int], None] | None = None) -> None:
     """Write the file `path`, mode 0600, whatever happens to the machine meanwhile; its directory is made if need be.
 
     `seal` is called with the written file, open for reading only, before it gets its name (`format.fsverity.enable`).
@@ -25,7 +30,8 @@ def publish(path: Path, content: bytes, seal: Callable[[int], None] | None = Non
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         if seal is not None:

@@ -243,7 +243,7 @@ class Layers:
             # With a profile the other indexes can wait until something else is read: a start may need none of them.
             needed = [place for place in layer.packs if layer.profile in (None, place.pack)]
             indexes = pool.submit(patience.run, lambda: self._fetch_indexes(needed, stores))
-            message = patience.run(lambda: metadata.fetch(layer, stores))
+            message = patience.run(lambda: metadata.fetch(layer, stores, self._directories))
             indexes.result()
         self._metadata.publish(layer, message)
 

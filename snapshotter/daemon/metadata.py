@@ -10,26 +10,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from snapshotter.build.readmessage import ReadMessage, hold, pieces
 from snapshotter.chunkstore.directory import Sealing
-from snapshotter.chunkstore.publish import publish
+from snapshotter.chunkstore.publish import publish_parts
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, PuzzlefsError, UnavailableError
 from snapshotter.format.annotations import MetadataLayer
-from snapshotter.format.compression import decompress
-from snapshotter.format.digest import Digest, sha256, to_text
+from snapshotter.format.compression import decompress_parts
+from snapshotter.format.digest import Digest, to_text
 from snapshotter.format.folded import FILED_MIN, Unfolded
 from snapshotter.format.rootfs import Rootfs
-from snapshotter.format.verity import verity_digest
 from snapshotter.registry.base import BlobSource
 
 STORED_MAX = 64 << 20
 """Largest stored metadata blob, in bytes."""
 MESSAGE_MAX = 256 << 20
-"""Largest metadata message, in bytes: about 1.6 million inodes. It is held in memory."""
+"""Largest metadata message, in bytes: about 1.6 million inodes."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,8 +76,13 @@ class MetadataFiles:
         try:
             with path.open("rb") as file:
                 measured = None if self._sealing is None else self._sealing.measure(file.fileno())
-                name = hashlib.file_digest(file, "sha256").digest()
-            if measured == layer.verity or name == layer.diff_id:
+                is_intact = measured == layer.verity
+                if is_intact:
+                    for _ in pieces(file):
+                        pass
+                elif hashlib.file_digest(file, "sha256").digest() == layer.diff_id:
+                    is_intact = True
+            if is_intact:
                 return True
             why = "does not match the layer's diff ID"
         except FileNotFoundError:
@@ -89,25 +95,26 @@ class MetadataFiles:
         path.unlink(missing_ok=True)
         return False
 
-    def publish(self, layer: MetadataLayer, message: bytes) -> None:
-        """Keep what `message` gave for `layer`.
+    def publish(self, layer: MetadataLayer, message: ReadMessage) -> None:
+        """Keep what `fetch` gave for `layer`.
 
         Raises:
             OSError: it cannot be written.
         """
-        publish(self.path(layer.diff_id), message, None if self._sealing is None else self._sealing.enable)
+        publish_parts(self.path(layer.diff_id), message.parts(), None if self._sealing is None else self._sealing.enable)
 
 
-def fetch(layer: MetadataLayer, stores: Sequence[BlobSource]) -> bytes:
-    """The layer's message from the first of `stores` that has it, checked against every digest that its labels name.
+def fetch(layer: MetadataLayer, stores: Sequence[BlobSource], temporary: Path | None = None) -> ReadMessage:
+    """The layer's message from the first of `stores` that has it, checked against every digest that its labels name. A long one
+    is kept in `temporary` meanwhile, or where the system keeps temporary files.
 
     Raises:
         PuzzlefsError: none has it: the most hopeful kind of error, with what each store said.
     """
-    return _first(stores, lambda store: _message(store, layer))
+    return _first(stores, lambda store: _message(store, layer, temporary))
 
 
-def _first(stores: Sequence[BlobSource], read: Callable[[BlobSource], bytes]) -> bytes:
+def _first(stores: Sequence[BlobSource], read: Callable[[BlobSource], ReadMessage]) -> ReadMessage:
     failures: list[tuple[BlobSource, PuzzlefsError]] = []
     for store in stores:
         try:
@@ -125,15 +132,15 @@ def _first(stores: Sequence[BlobSource], read: Callable[[BlobSource], bytes]) ->
     raise NotFoundError(said)
 
 
-def _message(store: BlobSource, layer: MetadataLayer) -> bytes:
-    message = decompress(store.read_blob(layer.metadata, STORED_MAX), MESSAGE_MAX)
-    if sha256(message) != layer.diff_id:
+def _message(store: BlobSource, layer: MetadataLayer, temporary: Path | None) -> ReadMessage:
+    message = hold(decompress_parts(io.BytesIO(store.read_blob(layer.metadata, STORED_MAX)), MESSAGE_MAX), temporary)
+    if message.digest() != layer.diff_id:
         raise CorruptError(
             f"metadata {to_text(layer.metadata)} of {store.name} is not that of diff ID {to_text(layer.diff_id)}"
         )
-    if verity_digest(message) != layer.verity:
+    if message.verity() != layer.verity:
         raise CorruptError(
             f"metadata {to_text(layer.metadata)} of {store.name} has another fs-verity digest than its label says"
         )
-    Rootfs.open(message).close()
+    Rootfs.open(message.data).close()
     return message

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from snapshotter.chunkstore.directory import Sealing
-from snapshotter.daemon import metadata as metadata_module
 from snapshotter.daemon.layers import Layers
 from snapshotter.daemon.origin import Origins
 from snapshotter.daemon.sources import LayerSource, Sources
@@ -340,7 +339,7 @@ def test_metadata_is_sealed_before_it_gets_its_name_and_measured_after_a_start(
     assert list(kernel.sealed.values()) == [verity_digest(MESSAGE)]
     assert not kernel.names[0].endswith("/metadata")
     mounts.mounted.clear()
-    monkeypatch.setattr(metadata_module, "sha256", lambda data: pytest.fail("hashed, though it is sealed"))
+    monkeypatch.setattr("hashlib.file_digest", lambda file, name: pytest.fail("hashed, though it is sealed"))
     assert make(tmp_path, hosts, mounts, kernel).restore([(layer(), f"{registry.host}/app:1")]) == {}
 
 
