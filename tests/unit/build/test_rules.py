@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
-from snapshotter.build import rules
+from snapshotter.build import rules, segments
 from snapshotter.build.chunktable import ChunkTable
+from snapshotter.build.segments import SegmentFiles
 from snapshotter.format.digest import Digest, sha256
-from snapshotter.format.message import MessageBuilder
+from snapshotter.format.message import MessageBuilder, Room
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, FileChunk, Inode, Kind, RootfsContent, Xattr
 from snapshotter.format.verity import verity_digest
 from snapshotter.format.writer import encode
@@ -38,11 +40,11 @@ def many(directories: int) -> bytes:
     return encode(RootfsContent([[root, *inodes, *files]], sorted(verity, key=lambda pair: pair.digest)))
 
 
-def peak(message: bytes) -> int:
+def peak(message: bytes, room: Room | None = None) -> int:
     """Most memory in bytes that is allocated for the check of `message`."""
     tracemalloc.start()
     try:
-        found = rules.check(message)
+        found = rules.check(message, room)
         assert (found.errors.count, found.notes.count) == (0, 0)
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -53,6 +55,14 @@ def test_memory_grows_as_the_message_does() -> None:
     small, large = many(20), many(200)
     # The canonical form, and the tables of chunks and inodes; lists of all inodes would take seven times as much.
     assert peak(large) - peak(small) < 2 * (len(large) - len(small))
+
+
+def test_the_canonical_form_can_be_made_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = many(20), many(200)
+    monkeypatch.setattr(segments, "KEPT_MAX", 0)
+    growth = peak(large, SegmentFiles(tmp_path)) - peak(small, SegmentFiles(tmp_path))
+    # What is left are the tables, and a megabyte of the message while it is compared.
+    assert growth < (len(large) - len(small)) * 3 / 4
 
 
 def test_of_many_findings_some_are_kept_and_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
