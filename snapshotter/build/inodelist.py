@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import marshal
 from array import array
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from operator import lt
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from snapshotter.format.model import DirEntry, Inode, Kind, Xattr
 KEPT_MAX = 4 << 20
 """Bytes up to which they are kept in memory."""
 
+_WINDOW = 1 << 16
 _WHITEOUT = 0
 _KINDS = {int(kind): kind for kind in Kind}
 
 
 class InodeList:
-    """Inodes by number. 24 bytes each are in memory. To be closed."""
+    """Inodes by number. 28 bytes each are in memory. To be closed."""
 
     def __init__(self, directory: Path | None = None) -> None:
         """`directory`: where a file is made; by default, where the system keeps temporary files."""
@@ -30,8 +30,14 @@ class InodeList:
         self._numbers = array("Q")
         self._order = array("Q")
         self._places = array("Q")  # one more than where it is; `_WHITEOUT` for a whiteout
+        # Most come by number: only the rows of the others have to be sorted.
+        self._ascending = array("I")
+        self._others = array("I")
+        self._last = -1
         self._kept = bytearray()
         self._file: AppendFile | None = None
+        self._window = b""
+        self._start = 0
 
     def add(self, inode: Inode, order: int = 0) -> None:
         """One more. `order`: those of one number come in this order, and then as they were added.
@@ -50,14 +56,21 @@ class InodeList:
             self._kept += data
         else:
             self._places.append(self._file.append(data) + 1)
-        self._numbers.append(inode.ino)
-        self._order.append(order)
+        self._add(inode.ino, order)
 
     def add_whiteout(self, number: int) -> None:
         """One more: the number is gone."""
-        self._numbers.append(number)
-        self._order.append(0)
         self._places.append(_WHITEOUT)
+        self._add(number, 0)
+
+    def _add(self, number: int, order: int) -> None:
+        if number > self._last:
+            self._last = number
+            self._ascending.append(len(self._numbers))
+        else:
+            self._others.append(len(self._numbers))
+        self._numbers.append(number)
+        self._order.append(order)
 
     def __contains__(self, inode: object) -> bool:
         return any(found == inode for found in self)
@@ -67,12 +80,12 @@ class InodeList:
 
     def __iter__(self) -> Iterator[Inode]:
         """All of them, ascending."""
-        numbers = self._numbers
-        rows: Sequence[int] = range(len(numbers))
-        if not all(map(lt, numbers, islice(numbers, 1, None))):
-            order = self._order
-            rows = sorted(rows, key=lambda row: (numbers[row], order[row]))
-        for row in rows:
+        numbers, order = self._numbers, self._order
+
+        def key(row: int) -> tuple[int, int, int]:
+            return numbers[row], order[row], row
+
+        for row in heapq.merge(self._ascending, sorted(self._others, key=key), key=key):
             place = self._places[row]
             if place == _WHITEOUT:
                 yield Inode(numbers[row], Kind.WHT, 0o644)
@@ -88,8 +101,16 @@ class InodeList:
         if self._file is None:
             length = int.from_bytes(self._kept[place : place + 4], "little")
             return bytes(self._kept[place + 4 : place + 4 + length])
-        length = int.from_bytes(self._file.read(place, 4), "little")
-        return self._file.read(place + 4, length)
+        start = place - self._start
+        length = 4 + int.from_bytes(self._window[start : start + 4], "little") if 0 <= start <= len(self._window) - 4 else 0
+        if not length or start + length > len(self._window):
+            # They are asked for in nearly the order in which they were added.
+            self._window = self._file.read(place, _WINDOW)
+            start, self._start = 0, place
+            length = 4 + int.from_bytes(self._window[:4], "little")
+            if length > len(self._window):
+                self._window = self._file.read(place, length)
+        return self._window[start + 4 : start + length]
 
 
 def _record(inode: Inode) -> tuple[Any, ...]:

@@ -39,6 +39,22 @@ def test_they_come_back_by_number(kept: int, tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
+def test_those_of_one_number_come_in_their_order(tmp_path: Path) -> None:
+    with closing(InodeList(tmp_path)) as found:
+        for order, uid in ((0, 1), (3, 2), (2, 3), (3, 4)):
+            found.add(Inode(8, Kind.FIFO, uid=uid), order)
+        found.add(Inode(6, Kind.FIFO, uid=5), 9)
+        found.add_whiteout(8)
+        assert [(inode.kind, inode.uid) for inode in found] == [
+            (Kind.FIFO, 5),
+            (Kind.FIFO, 1),
+            (Kind.WHT, 0),
+            (Kind.FIFO, 3),
+            (Kind.FIFO, 2),
+            (Kind.FIFO, 4),
+        ]
+
+
 def test_few_need_no_temporary_directory(tmp_path: Path) -> None:
     with closing(InodeList(tmp_path / "missing")) as found:
         found.add(SOME[0])
