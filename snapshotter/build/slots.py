@@ -11,13 +11,12 @@ import os
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import compress
 from typing import NamedTuple
 
 from snapshotter.build.digesttable import DigestTable
 from snapshotter.format.compression import ChunkEncoder, Codec
-from snapshotter.format.digest import Digest, Digests, sha256
-from snapshotter.format.verity import DIGEST_SIZE, verity_digests
+from snapshotter.format.digest import Digest, Digests
+from snapshotter.format.verity import both_digests
 
 BATCH_BYTES = 2 << 20
 """Raw bytes that make a batch full."""
@@ -168,30 +167,22 @@ class BatchEncoder:
         self._encoder = ChunkEncoder(level)
         self._known = Digests(known)
         self._seen = DigestTable()
-        self._verity = bytearray()  # of those that were seen
 
     def encode(self, raws: Sequence[memoryview]) -> Iterator[tuple[Digest, bytes, Codec, bytes | None]]:
         """Each chunk's name, its fs-verity digest, and its stored form, unless it was asked for before or is known.
 
         What is stored of a chunk may be written over those before it as it comes: all are hashed when the first one does.
         """
-        digests = list(map(sha256, raws))
+        digests, verities = both_digests(raws)
         if len(self._seen) >= SEEN_MAX:
-            self._seen, self._verity = DigestTable(), bytearray()
-        new = [self._seen.add(digest) for digest in digests]
-        self._verity += b"".join(verity_digests(list(compress(raws, new))))
-        for raw, digest, is_new in zip(raws, digests, new, strict=True):
-            verity = self._verity_of(digest)
-            if not is_new or self._is_known(digest):
+            self._seen = DigestTable()
+        for raw, name, verity in zip(raws, digests, verities, strict=True):
+            digest = Digest(name)
+            if not self._seen.add(digest) or self._is_known(digest):
                 yield digest, verity, Codec.RAW, None
             else:
                 codec, stored = self._encoder.encode(raw)
                 yield digest, verity, codec, stored
-
-    def _verity_of(self, digest: Digest) -> bytes:
-        number = self._seen.find(digest)
-        assert number is not None  # noqa: S101  # for the type checker: it has been added
-        return bytes(self._verity[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE])
 
     def _is_known(self, digest: Digest) -> bool:
         row = bisect_left(self._known, digest)

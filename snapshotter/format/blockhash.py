@@ -7,7 +7,7 @@ AVX-512's registers, 3.0 GB/s of a core where one after another they take 1.5 GB
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 try:
@@ -23,6 +23,8 @@ _LEAST = 10
 
 _AVX512 = "skylake"
 """What StringZilla calls the processors that it uses AVX-512 on. Without, its lanes are no faster than hashlib is."""
+
+_HALF = LANES // 2
 
 _NOTHING = [b""] * LANES
 
@@ -43,6 +45,52 @@ def hash_blocks(blocks: Iterable[bytes | memoryview]) -> bytes:
         digests += lanes.reset().update(group + _NOTHING[len(group) :]).digest()[: len(group)]
         group = []
     return b"".join(digests) + _one_by_one(group)
+
+
+def hash_beside(files: Sequence[memoryview], blocks: Sequence[bytes | memoryview], size: int) -> tuple[list[bytes], bytes]:
+    """The digest of each of `files`, whatever their lengths; and those of `blocks` of `size` bytes, one after another.
+
+    Files have one half of the lanes and go on by a block at a time, the longest ones first; blocks have the other half. Nothing
+    waits for long where the blocks are those of the files.
+    """
+    digests = [b""] * len(files)
+    hashes = _in_lanes(files, blocks, size, digests) if HAS_LANES else []
+    for row, data in enumerate(files):
+        if not digests[row]:
+            digests[row] = hashlib.sha256(data).digest()
+    return digests, b"".join(hashes) + hash_blocks(blocks[len(hashes) :])
+
+
+def _in_lanes(
+    files: Sequence[memoryview], blocks: Sequence[bytes | memoryview], size: int, digests: list[bytes]
+) -> list[bytes]:
+    """Hash as long as there is something for every lane, and put files' digests into `digests`; the blocks' digests."""
+    waiting = iter(sorted((row for row, data in enumerate(files) if len(data) >= size), key=lambda row: -len(files[row])))
+    rows = list(islice(waiting, _HALF))  # in each lane
+    rests = [files[row] for row in rows]
+    is_full = len(rows) == _HALF
+    lanes, empty = stringzilla.Sha256s(LANES), stringzilla.Sha256()
+    hashes: list[bytes] = []
+    while is_full and len(hashes) + _HALF <= len(blocks):
+        parts = [rest[:size] for rest in rests]
+        found = lanes.update([*parts, *blocks[len(hashes) : len(hashes) + _HALF]]).digest()
+        hashes += found[_HALF:]
+        for lane in range(_HALF, LANES):
+            lanes[lane] = empty
+        for lane in range(_HALF):
+            rests[lane] = rest = rests[lane][size:]
+            if len(rest) < size:
+                digests[rows[lane]] = lanes[lane].update(rest).digest()
+                lanes[lane] = empty
+                row = next(waiting, -1)
+                if row < 0:
+                    is_full = False
+                else:
+                    rows[lane], rests[lane] = row, files[row]
+    for lane, row in enumerate(rows):
+        if hashes and not digests[row]:
+            digests[row] = lanes[lane].update(rests[lane]).digest()
+    return hashes
 
 
 def _one_by_one(blocks: Iterable[bytes | memoryview]) -> bytes:

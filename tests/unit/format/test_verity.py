@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter.format.verity import VerityHasher, verity_digest, verity_digests
+from snapshotter.format.digest import sha256
+from snapshotter.format.verity import VerityHasher, both_digests, verity_digest, verity_digests
 
 SIZES = [0, 1, 4095, 4096, 4097, 8192, 128 * 4096, 128 * 4096 + 1, 300_000, 129 * 128 * 4096]
 
@@ -44,3 +45,4 @@ def test_files_that_are_hashed_together_have_the_digests_that_each_has_alone() -
     files = [random.Random(size).randbytes(size) for size in SIZES[:-1]]
     assert verity_digests(files) == list(map(verity_digest, files))
     assert verity_digests([]) == []
+    assert both_digests(files) == (list(map(sha256, files)), verity_digests(files))
