@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from snapshotter.build.content import distinct
 from snapshotter.build.entries import Node, from_rootfs, inodes, node_of, number
@@ -32,8 +32,8 @@ def flatten(layers: Sequence[Rootfs]) -> RootfsContent:
     return RootfsContent((inodes(numbering),), known)
 
 
-def check_tree(rootfs: Rootfs) -> None:
-    """Whether the directories of `rootfs` are a tree: who looks at them one by one would not notice.
+def checked_inodes(rootfs: Rootfs) -> Iterator[Inode]:
+    """The inodes of `rootfs`, and whether its directories are a tree: who looks at them one by one would not notice.
 
     Raises:
         CorruptError: they are not, name what does not exist, or break another rule of the format.
@@ -47,10 +47,11 @@ def check_tree(rootfs: Rootfs) -> None:
                 raise CorruptError(f"directory {found.ino} names inode {entry.ino}, which does not exist") from None
             if is_directory and (entry.ino == ROOT_INO or not named.add(entry.ino)):
                 raise CorruptError(f"directory {entry.ino} has more than one parent")
+        yield found
 
 
 def alone(rootfs: Rootfs, rename: Callable[[Sequence[FileChunk]], Sequence[FileChunk]], shelf: Shelf) -> Node:
-    """The tree of `rootfs`, whose directories are one (`check_tree`), with nothing below it: no whiteouts, nothing opaque.
+    """The tree of `rootfs`, whose directories are one (`checked_inodes`), with nothing below it: no whiteouts, nothing opaque.
 
     `rename` gives the chunks that a file has now. What is not looked at is put on the `shelf`.
     """

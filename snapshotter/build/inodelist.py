@@ -80,17 +80,26 @@ class InodeList:
 
     def __iter__(self) -> Iterator[Inode]:
         """All of them, ascending."""
+        for row in self._rows():
+            place = self._places[row]
+            if place == _WHITEOUT:
+                yield Inode(self._numbers[row], Kind.WHT, 0o644)
+            else:
+                yield _inode(marshal.loads(self._read(place - 1)))  # noqa: S302  of our own making
+
+    def numbers(self) -> Iterator[int]:
+        """Their numbers, ascending."""
+        return map(self._numbers.__getitem__, self._rows())
+
+    def _rows(self) -> Iterator[int]:
         numbers, order = self._numbers, self._order
 
         def key(row: int) -> tuple[int, int, int]:
             return numbers[row], order[row], row
 
-        for row in heapq.merge(self._ascending, sorted(self._others, key=key), key=key):
-            place = self._places[row]
-            if place == _WHITEOUT:
-                yield Inode(numbers[row], Kind.WHT, 0o644)
-            else:
-                yield _inode(marshal.loads(self._read(place - 1)))  # noqa: S302  of our own making
+        if not self._others:
+            return iter(self._ascending)
+        return heapq.merge(self._ascending, sorted(self._others, key=key), key=key)
 
     def close(self) -> None:
         """Give the space back."""

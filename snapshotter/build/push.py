@@ -9,7 +9,7 @@ from dataclasses import replace
 from snapshotter.build.chunk import CutChunk
 from snapshotter.build.content import BuiltLayer, Verity, build_layer
 from snapshotter.build.documents import describe
-from snapshotter.build.flatten import alone, check_tree
+from snapshotter.build.flatten import alone, checked_inodes
 from snapshotter.build.image import Converted, Options
 from snapshotter.build.layout import read_message
 from snapshotter.build.progress import Progress, Report, silent
@@ -127,8 +127,7 @@ def _chunk(layout: Layout, digest: Digest, compressed: bool, what: str) -> bytes
 
 def _layer(message: ReadMessage, rootfs: Rootfs, renamed: _Renamed, verity: Verity, shelf: Shelf, room: Room) -> BuiltLayer:
     """The layer to publish: the message as it is where it says the truth about raw chunks, else a new one, made in `room`."""
-    check_tree(rootfs)
-    for found in rootfs.inodes():
+    for found in checked_inodes(rootfs):
         for chunk in found.chunks:
             _rename(chunk, renamed[chunk.digest, chunk.compressed])
     as_it_is = all(chunk.digest == digest and rootfs.verity(digest) == verity(digest) for (digest, _), chunk in renamed.items())

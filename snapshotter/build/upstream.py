@@ -80,7 +80,7 @@ def build_upstream(
 def _over(below: Rootfs, new: InodeList, name: str, report: Report) -> list[Collection[Inode]]:
     """The metadata layers of the image `below` with those `new` inodes of the tree `name` over it."""
     layers: list[Collection[Inode]] = [*below.stored()]
-    for ino in sorted({one.ino for one, other in pairwise(new) if one.ino == other.ino}):
+    for ino in sorted({one for one, other in pairwise(new.numbers()) if one == other}):
         lost = f"several inodes are number {ino}, as upstream's program has it: readers find one of them"
         report(Progress("note", f"{name}: {lost}"))
     return layers if any(_same(new, layer) for layer in layers) else [new, *layers]
@@ -97,9 +97,10 @@ def upstream_inodes(root: Node, base: Rootfs, temporary: Path | None = None) -> 
     found = InodeList(temporary)
     # The order of inodes that share a number: whiteouts, then directories, files and the rest, each as they were come by.
     come_by = 1
-    pending: list[tuple[Node, int, int, Inode | None]] = [(root, ROOT_INO, _DIRECTORY, base.newest(ROOT_INO))]
+    pending: list[tuple[Node, int, int, int | None]] = [(root, ROOT_INO, _DIRECTORY, ROOT_INO)]
     while pending:
-        directory, own, order, old = pending.pop()
+        directory, own, order, in_image = pending.pop()
+        old = None if in_image is None else base.newest(in_image)
         names = directory.listed()
         present = {name for name, _ in names}
         before = old.entries if old is not None and old.kind is Kind.DIR else ()
@@ -109,14 +110,14 @@ def upstream_inodes(root: Node, base: Rootfs, temporary: Path | None = None) -> 
                 found.add_whiteout(entry.ino)
                 entries.append(DirEntry(entry.ino, entry.name))
         numbered = {entry.name: entry.ino for entry in reversed(before)}
-        below: list[tuple[Node, int, int, Inode | None]] = []
+        below: list[tuple[Node, int, int, int | None]] = []
         for name, node in names:
-            earlier = base.newest(numbered.get(name, 0))
-            if earlier is None or earlier.kind is Kind.WHT:
+            earlier = numbered.get(name)
+            if earlier is None or base.newest_kind(earlier) in (None, Kind.WHT):
                 ino, earlier = following, None
                 following += 1
             else:
-                ino = earlier.ino
+                ino = earlier
             is_directory = node.kind is Kind.DIR
             is_new = True
             if is_directory or node.is_shared:

@@ -260,13 +260,22 @@ class Rootfs:
         Raises:
             CorruptError: it breaks a rule of the format.
         """
+        place = self._first(ino)
+        return None if place is None else self._message.inode_at(*place)
+
+    def newest_kind(self, ino: int) -> Kind | None:
+        """The type of what `newest` gives."""
+        place = self._first(ino)
+        return None if place is None else self._message.kind_at(*place)
+
+    def _first(self, ino: int) -> tuple[int, int] | None:
         place = self.find(ino)
         if place is None:
             return None
         layer, row = place
         while row and self._message.ino_at(layer, row - 1) == ino:
             row -= 1
-        return self._message.inode_at(layer, row)
+        return layer, row
 
     def first_entries(self) -> Iterator[tuple[int, int]]:
         """The number of the first entry of each directory that has one, and the directory's own; nothing where several layers
