@@ -160,13 +160,26 @@ def small_files() -> list[list[str]]:
         for what, options in (("build", ()), ("build --upstream", ("--upstream",))):
             rows.append(row(f"{what}, {name}", files, measure(("build", *options, tree), "{}:x", MEMORY, 1)))
             print(*rows[-1], flush=True)
+        built, pushed = f"{work / 'built'}:x", f"oci:{work / 'pushed'}:x"
+        run(PUZZLEFS, "build", tree, built, timeout=600)
+        commands: dict[str, tuple[str | Path, ...]] = {
+            "build --base-layer": ("build", "--base-layer", "x", tree, f"{work / 'built'}:y"),
+            "push": ("push", f"oci:{built}", pushed),
+            "verify": ("verify", pushed),
+            "inspect": ("inspect", pushed),
+            "diff": ("diff", f"oci:{built}", pushed),
+            "extract": ("extract", built, work / "extracted"),
+        }
+        for what, words in commands.items():
+            rows.append(row(f"{what}, {name}", files, [observed(PUZZLEFS, *words)]))
+            print(*rows[-1], flush=True)
     return rows
 
 
 def many_inodes(message: bytes) -> bytes:
     """A layer with the inodes of the layer `message` again and again, in a directory for each time, each time other chunks."""
     rootfs = Rootfs.open(message)
-    (layer,) = rootfs.stored()
+    layer = list(rootfs.stored()[0])
     pairs = list(rootfs.verities())
     times = -(-INODES // len(layer))
     step = max(inode.ino for inode in layer)

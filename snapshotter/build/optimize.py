@@ -27,11 +27,13 @@ from snapshotter.build.documents import (
 )
 from snapshotter.build.profile import LEVEL, write_profile_pack
 from snapshotter.build.progress import Progress, Report, silent
+from snapshotter.build.publish import WHOLE_MAX
+from snapshotter.build.readmessage import hold_compressed
 from snapshotter.build.reuse import StoredPack, read_json
 from snapshotter.build.rewrite import PackCopier
 from snapshotter.errors import FailedPreconditionError, InvalidError
 from snapshotter.format.annotations import MEDIA_TYPE_METADATA, MEDIA_TYPE_PACK, MetadataLayer, PackLayer, PackPlace, parse
-from snapshotter.format.compression import compress, decode_chunk, decompress
+from snapshotter.format.compression import compress, compress_parts, decode_chunk
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.pack import PackIndex
 from snapshotter.registry.base import Descriptor, ImageStore
@@ -221,8 +223,9 @@ class _Work:
     ) -> Descriptor:
         """Store a metadata layer: the same message, compressed harder, since every start waits for it."""
         with self._source.open_blob(layer) as stream:
-            message = decompress(stream.read(), METADATA_MAX)
-        blob = compress(message, LEVEL)
+            message = hold_compressed(stream, METADATA_MAX)
+        whole = message.size <= WHOLE_MAX
+        blob = compress(message.to_bytes(), LEVEL) if whole else b"".join(compress_parts(message.parts(), message.size, LEVEL))
         places = (*(kept for kept in said.packs if kept.pack in packs), place)
         changed = replace(said, metadata=sha256(blob), packs=places, profile=place.pack, source=source_name or said.source)
         annotations = {key: value for key, value in layer.annotations.items() if key not in said.annotations()}
