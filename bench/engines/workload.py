@@ -14,6 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapshotter.build.chunk import Cutting
 from tests.support import debian, tools
 from tests.support.processes import run
 from tests.support.snapshotter import puzzlefs
@@ -24,6 +25,8 @@ TAG = "tree"
 
 _STATE = tools.STATE / "bench"
 _BLOCK = 1 << 24
+_HOW = repr(Cutting())
+"""How files are cut: where it was otherwise, what is there is made anew."""
 _ROOTFS = "application/vnd.puzzlefs.image.rootfs.v1"
 
 
@@ -55,12 +58,13 @@ def workload() -> Workload:
     made = Workload(_STATE / "tree", _STATE / "layout", _STATE / "metadata", _STATE / "node", _STATE / "tree.squashfs")
     with (_STATE / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (_STATE / ".complete").exists():
+        complete = _STATE / ".complete"
+        if not complete.exists() or complete.read_text() != _HOW:
             for path in (made.tree, made.layout, made.cache_root):
                 shutil.rmtree(path, ignore_errors=True)
             made.squashfs.unlink(missing_ok=True)
             _make(made)
-            (_STATE / ".complete").touch()
+            complete.write_text(_HOW)
     return made
 
 

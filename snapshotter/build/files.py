@@ -1,4 +1,4 @@
-"""Cuts the files of a tree: each large one on its own, the small ones of neighbouring directories run together in walk order.
+"""Cuts the files of a tree: each one that is not small on its own, small ones of neighbouring directories run together.
 
 A chunk list is known when its chunks have been encoded, and is put into its `Content` object then, by `finish` at the latest.
 """
@@ -24,7 +24,9 @@ class FileCutter:
         """`encoder` takes the chunks; the caller ends it."""
         self._align = cutting.align
         self._group = cutting.group
+        self._large = cutting.large
         self._cutter = Cutter(cutting)
+        self._large_cutter = self._cutter if cutting.large is None else Cutter(cutting.of_large())
         self._encoder = encoder
         # The contents that were cut together, their chunks so far, and how many there will be.
         self._runs: deque[tuple[Sequence[Content], list[CutChunk], int]] = deque()
@@ -36,7 +38,8 @@ class FileCutter:
 
     def cut_alone(self, content: Content, reader: ByteReader) -> None:
         """Cut one file; `reader` is read to its end."""
-        self._cut([content], reader)
+        is_large = self._large is not None and content.size >= self._large
+        self._cut([content], reader, self._large_cutter if is_large else self._cutter)
 
     def cut_together(self, directories: Iterable[Iterable[Content]], open_content: Callable[[Content], ByteReader]) -> None:
         """Cut the files that are not cut yet in runs, in the order given; a run ends only where a directory does."""
@@ -52,10 +55,10 @@ class FileCutter:
                     run.append(content)
                     size += content.size
             if size >= self._group:
-                self._cut(run, _Concatenated(map(open_content, run)))
+                self._cut(run, _Concatenated(map(open_content, run)), self._cutter)
                 run, size = [], 0
         if run:
-            self._cut(run, _Concatenated(map(open_content, run)))
+            self._cut(run, _Concatenated(map(open_content, run)), self._cutter)
 
     def _cut_as_one(self, contents: Iterator[Content], open_content: Callable[[Content], ByteReader]) -> None:
         """Cut all `contents` as one stream, of which nothing is kept but what is on its way."""
@@ -71,10 +74,10 @@ class FileCutter:
         self._encoder.flush()
         self._settle()
 
-    def _cut(self, contents: Sequence[Content], reader: ByteReader) -> None:
+    def _cut(self, contents: Sequence[Content], reader: ByteReader, cutter: Cutter) -> None:
         run: list[CutChunk] = []
         count = 0
-        for length, times in self._cutter.cut(reader, self._encoder):
+        for length, times in cutter.cut(reader, self._encoder):
             self._encoder.add(length, run, times)
             count += times
         self._runs.append((contents, run, count))

@@ -111,7 +111,7 @@ def convert(
         stored = sum(layer.size for image in images for layer in image.manifest.layers)
         cutting, workers = chosen.cutting, chosen.workers
         encoder = stack.enter_context(
-            SpoolEncoder(spool, chosen.level, known.digests(), workers=workers, chunk_max=cutting.maximum, expected=stored)
+            SpoolEncoder(spool, chosen.level, known.digests(), workers=workers, chunk_max=cutting.longest, expected=stored)
         )
         publisher = Publisher(destination, known, spool, report, source=destination_name)
         shelf = Shelf(chosen.temporary)

@@ -95,7 +95,7 @@ def build_layout(
         shelf = stack.enter_context(closing(Shelf(chosen.temporary)))
         if below is not None:
             stack.callback(below.close)
-        with ParallelEncoder(chunks.encode, chunks.take, chosen.cutting.maximum, chosen.workers) as encoder:
+        with ParallelEncoder(chunks.encode, chunks.take, chosen.cutting.longest, chosen.workers) as encoder:
             root = layer_from_directory(tree, encoder, chosen.cutting, report, shelf)
         retime(root, shelf.added)
         shelf.settle()

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from snapshotter.build.chunk import Cutting
 from snapshotter.chunkstore.base import ChunkCorruptError, ChunkMissingError, ChunkRef, ChunkStore, SourceUnavailableError
 from snapshotter.chunkstore.blobs import BlobStore
 from snapshotter.chunkstore.cache import CachedStore, ChunkCache
@@ -49,7 +50,7 @@ from tests.support.blobserver import BlobServer, ContentServer, signed_with
 from tests.support.chunks import MemoryBlobs, MemoryLocal, StubStore, at_once, make_pack, refs, some_chunks
 from tests.support.nodes import LOOPBACK, ServedChunks
 
-CHUNKS = some_chunks(12)
+CHUNKS = [*some_chunks(10), *some_chunks(2, 1, Cutting().longest - 5)]
 ABSENT = ChunkRef(sha256(b"nobody has this"))
 PLACE, PACK, ENTRIES = make_pack(CHUNKS)
 

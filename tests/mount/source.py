@@ -35,7 +35,9 @@ _KINDS = {
 class Builder:
     """Collects inodes and chunks. Small files share one chunk per directory."""
 
-    def __init__(self) -> None:
+    def __init__(self, piece: int = PIECE) -> None:
+        """`piece`: length of a large file's chunks."""
+        self._piece = piece
         self.inodes: dict[int, Inode] = {}
         self.chunks: dict[Digest, bytes] = {}
         self._numbers: dict[tuple[int, int], int] = {}
@@ -86,7 +88,7 @@ class Builder:
         return ino
 
     def _cut(self, data: bytes) -> Sequence[FileChunk]:
-        pieces = [data[at : at + PIECE] for at in range(0, len(data), PIECE)]
+        pieces = [data[at : at + self._piece] for at in range(0, len(data), self._piece)]
         self.chunks.update((sha256(piece), piece) for piece in pieces)
         return [FileChunk(sha256(piece), 0, len(piece)) for piece in pieces]
 

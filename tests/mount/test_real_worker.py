@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from snapshotter.build.chunk import Cutting
 from snapshotter.daemon import worker_main
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.sources import LayerSource
@@ -51,14 +53,19 @@ class RealDaemon(Daemon):
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     """An image, whose chunks are in the cache of the node ``node`` beside it."""
-    source = tmp_path / "source"
+    return _cached_image(tmp_path / "image", CONTENT, PIECE)
+
+
+def _cached_image(image: Path, content: bytes, piece: int) -> Path:
+    """An image in the new directory `image`, its file cut every `piece` bytes; the chunks go to ``node`` beside it."""
+    source = image.with_suffix(".source")
     (source / "directory").mkdir(parents=True)
-    (source / "directory" / "file").write_bytes(CONTENT)
-    builder = Builder()
+    (source / "directory" / "file").write_bytes(content)
+    builder = Builder(piece)
     builder.add_tree(source)
-    image = builder.write(tmp_path / "image")
+    builder.write(image)
     for chunk in (image / "chunks").iterdir():
-        place = tmp_path / "node" / "chunks" / chunk.name[:2] / chunk.name
+        place = image.parent / "node" / "chunks" / chunk.name[:2] / chunk.name
         place.parent.mkdir(parents=True, exist_ok=True)
         chunk.rename(place)
     return image
@@ -69,6 +76,21 @@ def daemon(image: Path, tmp_path: Path) -> Iterator[RealDaemon]:
     """A daemon with one worker over that node."""
     with contextlib.closing(RealDaemon(tmp_path / "node")) as running:
         yield running
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_the_longest_chunks_of_a_large_file(daemon: RealDaemon, tmp_path: Path, *, in_order: bool) -> None:
+    """Read from front to back, and here and there first: nowhere is a chunk, or are two of them, what one read asks for."""
+    piece = Cutting().longest
+    content = random.Random(5).randbytes(5 * piece + 777)
+    point = tmp_path / "mounted"
+    daemon.mount(_cached_image(tmp_path / "large", content, piece), point)
+    with (point / "directory" / "file").open("rb", buffering=0) as file:
+        for at in () if in_order else (0, piece - 1, 3 * piece + 4095, len(content) - 5, 2 * piece - 60_000):
+            for length in (1, 4096, 120_000):
+                assert os.pread(file.fileno(), length, at) == content[at : at + length]
+        assert file.read() == content
+    assert daemon.worker.stats()["reads"]["read"]["failed"] == 0
 
 
 def test_one_worker_serves_hundreds_of_mounts(daemon: RealDaemon, image: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from snapshotter.format.digest import Digest
 from snapshotter.format.model import Kind
 from snapshotter.format.rootfs import Rootfs
 
-SMALL = Cutting(minimum=256, average=1024, maximum=4096, align=512)
-"""Cutting by which a test's few kilobytes make many chunks."""
+SMALL = Cutting(minimum=256, average=1024, maximum=4096, align=512, large=20_000)
+"""Cutting by which a test's few kilobytes make many chunks, and some files are large."""
 
 
 class Builder:

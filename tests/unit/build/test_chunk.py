@@ -88,6 +88,16 @@ class Holed:
         self._at += count
 
 
+def test_large_files_have_chunks_four_times_as_long() -> None:
+    sizes = Cutting().of_large()
+    assert (sizes.minimum, sizes.average, sizes.maximum) == (65536, 262144, 1048576)
+    assert (sizes.longest, Cutting().longest) == (1048576, 1048576)
+    assert UPSTREAM_CUTTING.longest == 262144
+    assert lengths(noise("cut points", 2_000_000), sizes) == POINTS_LARGE
+    assert lengths(bytes(2_500_000), sizes) == [1048576, 1048576, 2_500_000 - 2 * 1048576]
+
+
+POINTS_LARGE = [291377, 697014, 320270, 511209, 173998, 6132]
 SMALL = Cutting(minimum=256, average=1024, maximum=4096)
 
 
@@ -177,6 +187,9 @@ def test_assign_refuses_what_does_not_add_up(sizes: list[int], chunks: list[int]
         {"algorithm": "2019"},
         {"align": 0},
         {"group": 0},
+        {"large": 0},
+        {"maximum": 8 << 20},
+        {"average": 2 << 20, "maximum": 4 << 20},
     ],
 )
 def test_sizes_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:

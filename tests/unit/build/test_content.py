@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapshotter.build.chunk import Cutting
+from snapshotter.build.chunk import Cutter, Cutting, Memory
 from snapshotter.build.content import BuiltLayer
 from snapshotter.build.entries import from_rootfs, inodes, number
 from snapshotter.build.extract import extract
@@ -168,6 +169,64 @@ def test_what_changes_in_one_directory_changes_no_chunk_of_another() -> None:
             return set(builder.layer(builder.tar(layer.tar())).chunks)
 
     assert len(chunks(b"before" * 70) ^ chunks(b"after" * 90)) == 2
+
+
+LARGE = replace(SMALL, large=30_000)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(29_999, LARGE), (30_000, LARGE.of_large()), (30_001, LARGE.of_large())])
+def test_a_file_is_cut_by_its_size(tmp_path: Path, size: int, expected: Cutting) -> None:
+    """From a tar, where it is cut as it passes, as from a directory; of equal bytes in other files nothing matters."""
+    data = noise("by its size", size)
+    memory = Memory(expected.maximum)
+    lengths = [len(memory.take(length)) for length, _ in Cutter(expected).cut(io.BytesIO(data), memory)]
+    layer = Layer()
+    for name, content in ((b"before", noise("before", 5000)), (b"it", data), (b"small", b"x" * 300)):
+        (tmp_path / name.decode()).write_bytes(content)
+        layer.file(name, content)
+    with Builder(LARGE) as one, Builder(LARGE) as other:
+        trees = [one.tar(layer.tar()), other.directory(tmp_path)]
+        for builder, tree in zip((one, other), trees, strict=True):
+            content = at(tree, b"it").content
+            assert content is not None and content.chunks is not None  # noqa: PT018
+            assert [chunk.length for chunk in content.chunks] == lengths
+            assert builder.content(at(tree, b"it")) == data
+            before = at(tree, b"before").content
+            assert before is not None and before.chunks is not None  # noqa: PT018
+            assert max(chunk.length for chunk in before.chunks) <= LARGE.maximum
+
+
+def test_a_large_sparse_file_is_cut_as_one_with_zeros(tmp_path: Path) -> None:
+    runs = ((70_000, b"begin"), (40_001, noise("middle", 9000)), (90_000, b"end"))
+    data = b"".join(bytes(hole) + content for hole, content in runs)
+    (tmp_path / "sparse").write_bytes(data)
+    subprocess.run(["cp", "--sparse=always", "sparse", "holes"], cwd=tmp_path, check=True)
+    with Builder(LARGE) as builder:
+        tars = [
+            subprocess.run(["tar", "-C", tmp_path, option, "-cf", "-", "holes"], check=True, capture_output=True).stdout
+            for option in ("--sparse", "--format=gnu")
+        ]
+        sparse, whole = (at(builder.tar(tar), b"holes").content for tar in tars)
+    assert len(tars[0]) < len(tars[1])
+    assert sparse is not None and whole is not None and sparse.chunks == whole.chunks  # noqa: PT018
+
+
+@laws
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60_000)), min_size=1, max_size=4), st.integers(1, 70_000))
+def test_whatever_is_large_the_bytes_are_the_files(files: list[tuple[int, int]], large: int) -> None:
+    cutting = replace(SMALL, large=large)
+    layer = Layer()
+    for place, (seed, size) in enumerate(files):
+        layer.file(b"%d" % place, noise(str(seed), size))
+    with Builder(cutting) as builder, Builder(cutting) as other:
+        tree = builder.tar(layer.tar())
+        assert contents(builder.layer(tree)) == contents(other.layer(other.tar(layer.tar())))
+        for place, (seed, size) in enumerate(files):
+            node = at(tree, b"%d" % place)
+            assert builder.content(node) == noise(str(seed), size)
+            assert node.content is not None and node.content.chunks is not None  # noqa: PT018
+            longest = cutting.longest if size >= max(large, SMALL.align or 0) else cutting.maximum
+            assert all(chunk.length <= longest for chunk in node.content.chunks)
 
 
 def test_equal_data_is_one_chunk() -> None:

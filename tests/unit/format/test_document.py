@@ -12,7 +12,7 @@ import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import pytest
@@ -206,22 +206,33 @@ def test_an_image_in_packs_is_read(tmp_path: Path) -> None:
 
 
 GEAR = [int.from_bytes(hashlib.md5(bytes([i]) * 64).digest()[:8], "big") for i in range(256)]
-BEFORE, AFTER = 0x0000D90703537000, 0x0000D90F03530000
 
 
-def cut(data: bytes) -> int:
+class Sizes(NamedTuple):
+    minimum: int
+    average: int
+    maximum: int
+    before: int
+    after: int
+
+
+USUAL = Sizes(16384, 65536, 262144, 0x0000D90703537000, 0x0000D90F03530000)
+LARGE = Sizes(65536, 262144, 1048576, 0x0000D91707537000, 0x0000D90703537000)
+
+
+def cut(data: bytes, sizes: Sizes) -> int:
     """Section 2: the length of the first chunk."""
     n = len(data)
-    if n <= 16384:
+    if n <= sizes.minimum:
         return n
-    center = 65536
-    if n > 262144:
-        n = 262144
+    center = sizes.average
+    if n > sizes.maximum:
+        n = sizes.maximum
     elif n < center:
         center = n
     h = 0
-    for i in range(8192, n // 2):
-        mask = BEFORE if i < center // 2 else AFTER
+    for i in range(sizes.minimum // 2, n // 2):
+        mask = sizes.before if i < center // 2 else sizes.after
         h = ((h << 2) + (GEAR[data[2 * i]] << 1)) % (1 << 64)
         if not h & mask << 1:
             return 2 * i
@@ -231,15 +242,20 @@ def cut(data: bytes) -> int:
     return n
 
 
-def test_a_stream_is_cut() -> None:
+@pytest.mark.parametrize(("cutting", "sizes"), [(Cutting(), USUAL), (Cutting().of_large(), LARGE)])
+def test_a_stream_is_cut(cutting: Cutting, sizes: Sizes) -> None:
     """As ours cuts it: data of several kinds, and tails of every parity."""
-    cutter, memory = Cutter(Cutting()), Memory(Cutting().maximum)
+    cutter, memory = Cutter(cutting), Memory(cutting.maximum)
     for seed, size in ((1, 400_001), (2, 70_000), (3, 16_385), (4, 16_384), (5, 65_537)):
         data = random.Random(seed).randbytes(size)
         for stream in (data, data[: size // 2] + bytes(100_000) + b"\0" + data):
             expected = []
             at = 0
             while at < len(stream):
-                expected.append(cut(stream[at : at + 262144 + 1]))
+                expected.append(cut(stream[at : at + sizes.maximum + 1], sizes))
                 at += expected[-1]
             assert [len(memory.take(length)) for length, _ in cutter.cut(io.BytesIO(stream), memory)] == expected
+
+
+def test_large_files_are_those_of_128_mib() -> None:
+    assert Cutting().large == 134_217_728
