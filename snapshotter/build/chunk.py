@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 from operator import itemgetter
 from typing import Literal, NamedTuple, Protocol, cast
@@ -78,8 +78,13 @@ class Cutting:
         Raises:
             InvalidError: sizes so many times as long are sizes that the cutter cannot work with.
         """
-        sizes = (LARGE_FACTOR * size for size in (self.minimum, self.average, self.maximum))
-        return Cutting(self.algorithm, *sizes, align=self.align, group=self.group, large=None)
+        return replace(
+            self,
+            minimum=LARGE_FACTOR * self.minimum,
+            average=LARGE_FACTOR * self.average,
+            maximum=LARGE_FACTOR * self.maximum,
+            large=None,
+        )
 
     @property
     def longest(self) -> int:

@@ -97,6 +97,14 @@ class AtHand(Protocol):
         """What `get` would answer, if memory and this machine's disk have all of it; else None. Never raises."""
         ...
 
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        """Of a chunk that `at_hand` would answer, or of one that is too long for it, `length` bytes from `offset` on; None
+        where one has to wait for them, or where the chunk is not so long. Never raises.
+
+        For reads of a little of a long chunk, which is neither copied nor remembered as a whole.
+        """
+        ...
+
 
 @runtime_checkable
 class Foreseeing(Protocol):

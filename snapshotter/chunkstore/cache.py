@@ -98,6 +98,15 @@ class ChunkCache:
             return raw
         return self.directory.at_hand(digest)
 
+    def part(self, digest: Digest, offset: int, length: int) -> bytes | None:
+        """Bytes of what `peek` gives, if no disk has to be asked for them and the chunk is so long; else None."""
+        self._writer.busy()
+        raw = self._writer.peek(digest)
+        if raw is not None:
+            self._read(digest)
+            return raw[offset : offset + length] if offset + length <= len(raw) else None
+        return self.directory.part(digest, offset, length)
+
     @contextlib.contextmanager
     def opened(self, digest: Digest) -> Iterator[tuple[int, int] | None]:
         """The chunk's file, if it is written and right: a descriptor at its start and its size, for as long as the block lasts.
@@ -206,6 +215,13 @@ class CachedStore:
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         """See `AtHand`."""
         return self._all(wanted, self._peek)
+
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        """See `AtHand`."""
+        found = None if ref.compressed else self._cache.part(ref.digest, offset, length)
+        if found is not None:
+            self._cache.stats.add(Count.HITS)
+        return found
 
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         found: dict[ChunkRef, bytes] = {}

@@ -49,6 +49,10 @@ VERIFIED_MAX = 32768
 AT_HAND_MAX = 256 << 10
 """Bytes of the longest chunk that `ChunkDirectory.at_hand` gives: hashing it takes 0.15 ms."""
 
+PART_MAX = 1 << 20
+"""Bytes of the longest chunk of which `ChunkDirectory.part` gives some, the longest that is made (`build.chunk.Cutting`).
+Reading all of it and comparing its mark takes 0.2 ms."""
+
 TOUCH_INTERVAL = 600.0
 """Seconds after which a read renews a file's times: at this interval it costs nothing, and the order of eviction is right to
 ten minutes."""
@@ -107,6 +111,7 @@ class ChunkDirectory:
         self._verified_max = verified_max
         self._lock = threading.Lock()
         self._resident = PageCacheReader(AT_HAND_MAX)
+        self._long = PageCacheReader(PART_MAX)  # its memory is that of the one thread that asks for parts
 
     def file(self, digest: Digest) -> str:
         """The path of the file that holds, or would hold, the chunk."""
@@ -185,6 +190,33 @@ class ChunkDirectory:
                     return None
                 self._remember(digest, identity, sealed=False)
             return raw
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def part(self, digest: Digest, offset: int, length: int) -> bytes | None:
+        """`length` bytes from `offset` on of a chunk of up to `PART_MAX` bytes, as `load` gives it, if that asks no disk
+        and takes less than a millisecond: what has no mark yet is left to `load`. Else None. Never raises."""
+        try:
+            descriptor = os.open(self.file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(descriptor)
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode) or not offset + length <= size <= PART_MAX:
+                return None
+            identity = _identity(self._renew(digest, descriptor, status))
+            if self._verified.get(digest) == identity:
+                return self._long.part_resident(descriptor, size, offset, length)
+            if self._marks is None:
+                return None
+            raw = self._long.view(descriptor, size)
+            if raw is None or not self._marks.fits(digest, descriptor, raw):
+                return None
+            self._remember(digest, identity, sealed=False)
+            return bytes(raw[offset : offset + length])
         except OSError:
             return None
         finally:

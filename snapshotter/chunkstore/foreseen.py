@@ -103,6 +103,10 @@ class Foreseen:
         """See `AtHand`."""
         return None if self._near is None else self._near.local(wanted)
 
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        """See `AtHand`."""
+        return None if self._near is None else self._near.part(ref, offset, length)
+
     def get(self, wanted: Sequence[ChunkRef]) -> list[bytes]:
         return self._inner.get(wanted)
 

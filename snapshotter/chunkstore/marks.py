@@ -70,7 +70,7 @@ class Marks:
             _log.info("chunks of %s are checked by their sha256 alone when a worker has started: %s", directory, error)
             return None
 
-    def fits(self, digest: Digest, descriptor: int, raw: bytes) -> bool:
+    def fits(self, digest: Digest, descriptor: int, raw: bytes | memoryview) -> bool:
         """Whether the file `descriptor` has a mark that says that `raw` is the chunk `digest`. Never raises."""
         if len(raw) < MARKED_MIN:
             return False
@@ -91,7 +91,7 @@ class Marks:
             with contextlib.suppress(OSError):
                 os.setxattr(descriptor, ATTRIBUTE, mark)
 
-    def _mark(self, digest: Digest, raw: bytes) -> bytes | None:
+    def _mark(self, digest: Digest, raw: bytes | memoryview) -> bytes | None:
         own = hashlib.blake2b(digest, digest_size=KEY_SIZE, key=self._key)
         return self._poly1305.tag(own.digest(), raw)
 

@@ -52,12 +52,25 @@ class PageCacheReader(threading.local):
 
     def read(self, descriptor: int, size: int) -> bytes | None:
         """The whole file of `size` bytes, if no disk has to be waited for; but what was missing may have come this moment."""
+        view = self.view(descriptor, size)
+        return None if view is None else bytes(view)
+
+    def view(self, descriptor: int, size: int, offset: int = 0) -> memoryview | None:
+        """As `read`, from `offset` on, in this thread's memory: good until it reads the next file."""
         buffer = self._scratch[:size] if size <= len(self._scratch) else memoryview(bytearray(size))
         try:
-            count = os.preadv(descriptor, [buffer], 0, os.RWF_NOWAIT)
+            count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
         except OSError:  # EAGAIN: not there; EOPNOTSUPP: no such service
             return None
-        return bytes(buffer) if count == size else None
+        return buffer if count == size else None
+
+    def part_resident(self, descriptor: int, size: int, offset: int, length: int) -> bytes | None:
+        """`length` bytes from `offset` on of a file of `size` bytes, if no disk has to be asked for any of the file; None
+        otherwise, and where the file system cannot tell."""
+        if resident_pages(descriptor, size) != page_count(size):
+            return None
+        view = self.view(descriptor, length, offset)
+        return None if view is None else bytes(view)
 
     def read_resident(self, descriptor: int, size: int) -> bytes | None:
         """As `read`, if no disk has to be asked for it; None otherwise, and where the file system cannot tell."""

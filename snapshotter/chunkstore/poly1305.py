@@ -38,15 +38,15 @@ class Poly1305:
         quick.EVP_MAC_fetch.restype = self._new.restype = ctypes.c_void_p
         self._new.argtypes = self._free.argtypes = (ctypes.c_void_p,)
         self._init.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p)
-        self._update.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
+        self._update.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
         self._final.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
         self._algorithm = quick.EVP_MAC_fetch(None, b"POLY1305", None)  # for as long as the process lives
         if not self._algorithm:
             raise ValueError("this Python's OpenSSL has no Poly1305")
         self._contexts = threading.local()
 
-    def tag(self, key: bytes, message: bytes) -> bytes | None:
-        """The tag of `message` under `key`; None where OpenSSL refuses.
+    def tag(self, key: bytes, message: bytes | memoryview) -> bytes | None:
+        """The tag of `message` under `key`; None where OpenSSL refuses. A view's memory must be writable, and not empty.
 
         Raises:
             ValueError: the key has not `KEY_SIZE` bytes.
@@ -56,9 +56,10 @@ class Poly1305:
         context = getattr(self._contexts, "own", None)
         if context is None:
             context = self._contexts.own = _Context(self._new(self._algorithm), self._free)
+        data = message if isinstance(message, bytes) else ctypes.byref(ctypes.c_char.from_buffer(message))
         done = (
             self._init(context.address, key, KEY_SIZE, None)
-            and self._update(context.address, message, len(message))
+            and self._update(context.address, data, len(message))
             and self._final(context.address, context.tag, context.written, TAG_SIZE)
         )
         return context.tag.raw if done else None

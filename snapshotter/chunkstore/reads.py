@@ -129,6 +129,16 @@ class Observed:
             self._reads.took(self._kind, time.monotonic() - start)
         return answer
 
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        """See `AtHand`."""
+        if self._near is None:
+            return None
+        start = time.monotonic()
+        answer = self._near.part(ref, offset, length)
+        if answer is not None:
+            self._reads.took(self._kind, time.monotonic() - start)
+        return answer
+
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         """See `AtHand`."""
         if self._near is None or not wanted:

@@ -68,6 +68,13 @@ class RecentStore:
         """See `AtHand`."""
         return self._each(wanted, None if self._near is None else self._near.local)
 
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        """See `AtHand`."""
+        raw = self._recent.get(ref)
+        if raw is not None:
+            return raw[offset : offset + length] if offset + length <= len(raw) else None
+        return None if self._near is None else self._near.part(ref, offset, length)
+
     def _each(self, wanted: Sequence[ChunkRef], ask: _Ask | None) -> list[bytes] | None:
         # One by one: reads that are next to each other in a file are done at the same time and share the chunk between them,
         # the last of one and the first of the other, which is then read and hashed once. The chunks between are not held: the

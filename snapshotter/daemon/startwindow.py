@@ -84,6 +84,9 @@ class Started(GivesOn):
         self._window.begin()
         return None if self._near is None else self._near.local(wanted)
 
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        return None if self._near is None else self._near.part(ref, offset, length)
+
     def has(self, digest: Digest) -> bool:
         return self._inner.has(digest)
 

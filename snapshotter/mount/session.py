@@ -25,8 +25,8 @@ from snapshotter.mount.foresight.places import Places
 from snapshotter.mount.foresight.scan import SCAN_LENGTH, SCAN_STEP, SWEEP_LENGTH, Readers
 from snapshotter.mount.foresight.sweep import Sweep
 from snapshotter.mount.listing import Listing, Walk, records
-from snapshotter.mount.pieces import BATCH_CHUNKS, Ask, read_if_there, read_pieces
-from snapshotter.mount.tree import Tree
+from snapshotter.mount.pieces import BATCH_CHUNKS, read_at_hand, read_if_there, read_pieces
+from snapshotter.mount.tree import Piece, Tree
 from snapshotter.mount.wire import Negotiated, Opcode, Request
 
 Buffers = Sequence[bytes | memoryview]
@@ -157,7 +157,7 @@ class Session:
         ino, content = self._next_file
         if ino == job.ino and not job.offset and len(content) <= job.size:
             return [wire.pack_header(job.unique, len(content)), content]
-        return self._if_there(job, self._near.at_hand, BATCH_CHUNKS)
+        return self._if_at_hand(job, self._near)
 
     def look_ahead(self) -> None:
         """Have in memory what a scan reads next, or some of what a walk lists next: for moments in which nobody asks anything.
@@ -170,7 +170,7 @@ class Session:
             self._next_file = _NO_FILE
             ino = self.tree.next_file(after, SCAN_STEP)
             if ino is not None:
-                found = self._if_there(ReadJob(0, ino, 0, AHEAD_MAX, 0), self._near.at_hand, BATCH_CHUNKS)
+                found = self._if_at_hand(ReadJob(0, ino, 0, AHEAD_MAX, 0), self._near)
                 if found is not None and sum(map(len, found[1:])) <= WHOLE_MAX:
                     self._next_file = (ino, b"".join(found[1:]))
             return
@@ -186,7 +186,8 @@ class Session:
 
     def read_local(self, job: ReadJob) -> Buffers | None:
         """The answer to a READ, if the chunks are kept on this machine; waits for its disk. Never raises."""
-        return None if self._near is None else self._if_there(job, self._near.local, wire.READ_MAX)
+        near = self._near
+        return None if near is None else self._if_there(job, lambda pieces: read_if_there(pieces, near.local), wire.READ_MAX)
 
     def is_near(self, job: ReadJob) -> bool:
         """Whether this machine has all that `job` needs, in whatever store. Where the plan fails, yes: that is quickly had."""
@@ -247,11 +248,14 @@ class Session:
             self._readers.begun(reader, ino)
         return self._sweep is not None and self._sweep.at(reader, ino, offset)
 
-    def _if_there(self, job: ReadJob, ask: Ask, pieces_max: int) -> Buffers | None:
-        """What `ask` has for `job`; None where it lacks something, or where there are more pieces than may be asked for."""
+    def _if_at_hand(self, job: ReadJob, near: AtHand) -> Buffers | None:
+        return self._if_there(job, lambda pieces: read_at_hand(pieces, near), BATCH_CHUNKS)
+
+    def _if_there(self, job: ReadJob, read: Callable[[Sequence[Piece]], Buffers | None], pieces_max: int) -> Buffers | None:
+        """What `read` gives for `job`; None where it lacks something, or where there are more pieces than may be asked for."""
         try:
             pieces = self.tree.plan(job.ino, job.offset, job.size)
-            buffers = read_if_there(pieces, ask) if len(pieces) <= pieces_max else None
+            buffers = read(pieces) if len(pieces) <= pieces_max else None
         except Exception:  # the same comes to light in `read`, which reports it
             return None
         return None if buffers is None else [wire.pack_header(job.unique, sum(map(len, buffers))), *buffers]

@@ -77,11 +77,12 @@ class Attributes(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """`length` bytes from `offset` on of the raw bytes of a chunk."""
+    """`length` bytes from `offset` on of the raw bytes of a chunk, of which the file has bytes up to `known`."""
 
     chunk: ChunkRef
     offset: int
     length: int
+    known: int
 
 
 class TreeStats(NamedTuple):
@@ -223,7 +224,7 @@ class Tree:
             digest, start, size, compressed = chunks
             if not length or offset >= size:
                 return []
-            return [Piece(ChunkRef(digest, compressed), start + offset, min(length, size - offset))]
+            return [Piece(ChunkRef(digest, compressed), start + offset, min(length, size - offset), start + size)]
         if chunks is None:
             self._inode(ino)  # which may say what is wrong with it
             raise CorruptError(f"inode {ino} is no regular file")
@@ -237,7 +238,7 @@ class Tree:
         pieces = []
         for digest, start, size, compressed in chunks.between(first, last):
             taken = min(size - skipped, end - offset)
-            pieces.append(Piece(ChunkRef(digest, compressed), start + skipped, taken))
+            pieces.append(Piece(ChunkRef(digest, compressed), start + skipped, taken, start + size))
             offset += taken
             skipped = 0
         return pieces

@@ -79,6 +79,9 @@ class _Replaceable(GivesOn):
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         return None if self._near is None else self._near.local(wanted)
 
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        return None if self._near is None else self._near.part(ref, offset, length)
+
     def has(self, digest: Digest) -> bool:
         return self._inner.has(digest)
 

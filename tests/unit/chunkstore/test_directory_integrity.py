@@ -145,6 +145,46 @@ def marked(root: Path) -> ChunkDirectory:
     return ChunkDirectory(root, marks=Marks.of(root))
 
 
+LONG = bytes(range(256)) * (directory.PART_MAX // 256)
+
+
+def test_of_a_long_chunk_a_part_is_at_hand(tmp_path: Path) -> None:
+    digest = sha256(LONG)
+    marked(tmp_path).store(digest, LONG)
+    chunks = marked(tmp_path)
+    for offset, length in ((0, 1), (4095, 4097), (len(LONG) - 5, 5), (0, len(LONG))):
+        assert chunks.part(digest, offset, length) == LONG[offset : offset + length]
+    assert chunks.part(digest, len(LONG) - 5, 6) is None, "the chunk is not so long"
+    assert chunks.part(sha256(b"none"), 0, 1) is None
+
+
+def test_no_part_is_at_hand_of_what_has_changed_anywhere(tmp_path: Path) -> None:
+    """Before it is seen by this process, and afterwards."""
+    digest = sha256(LONG)
+    marked(tmp_path).store(digest, LONG)
+    seen = marked(tmp_path)
+    assert seen.part(digest, 0, 1) == LONG[:1]
+    flip(seen.file(digest))
+    for chunks in (seen, marked(tmp_path)):
+        assert chunks.part(digest, len(LONG) - 1, 1) is None
+    with pytest.raises(CorruptError):
+        seen.load(digest)
+
+
+def test_no_part_is_at_hand_of_what_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To hash it by sha256, to read it, or to have the disk read it; when it is seen to be right it is."""
+    digest, longer = sha256(LONG), LONG + b"x"
+    ChunkDirectory(tmp_path).store(digest, LONG)
+    unmarked = ChunkDirectory(tmp_path)
+    assert unmarked.part(digest, 0, 9) is None
+    assert unmarked.load(digest) == LONG
+    assert unmarked.part(digest, 7, 9) == LONG[7:16]
+    unmarked.store(sha256(longer), longer)
+    assert unmarked.part(sha256(longer), 0, 9) is None
+    monkeypatch.setattr(pagecache, "resident_pages", lambda descriptor, size: 0)
+    assert unmarked.part(digest, 7, 9) is None
+
+
 def test_what_an_earlier_process_stored_is_not_hashed_by_sha256_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marked(tmp_path).store(DIGEST, RAW)
     monkeypatch.setattr(directory, "sha256", no_hashing)

@@ -17,6 +17,11 @@ def test_a_tag_is_the_one_of_the_standard() -> None:
     assert Poly1305().tag(KEY, MESSAGE) == TAG
 
 
+def test_a_part_of_memory_has_the_tag_of_its_bytes() -> None:
+    memory = memoryview(bytearray(b"before" + MESSAGE + b"behind"))
+    assert Poly1305().tag(KEY, memory[6 : 6 + len(MESSAGE)]) == TAG
+
+
 def test_one_tag_says_nothing_about_the_next() -> None:
     poly1305 = Poly1305()
     other = poly1305.tag(bytes([1]) * KEY_SIZE, b"another message" * 10_000)

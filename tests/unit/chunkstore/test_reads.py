@@ -106,6 +106,20 @@ class Local(StubStore):
         self.before(wanted)
         return [self.chunks[ref.digest] for ref in wanted] if self.chunks else None
 
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        return self.chunks[ref.digest][offset : offset + length] if self.chunks else None
+
+
+def test_a_part_is_counted_if_it_was_there() -> None:
+    reads = Reads()
+    inner = Local(CHUNKS)
+    store = Observed(inner, reads, "read", "layer")
+    assert store.part(refs(CHUNKS)[0], 3, 4) == CHUNKS[0][3:7]
+    inner.chunks.clear()
+    assert store.part(refs(CHUNKS)[0], 3, 4) is None
+    assert sum(reads.report()["read"]["counts"]) == 1
+    assert Observed(StubStore(CHUNKS), reads, "read", "layer").part(refs(CHUNKS)[0], 3, 4) is None
+
 
 def test_a_local_read_is_under_way_until_its_disk_answers_and_counted_if_it_had_all() -> None:
     reads = Reads()

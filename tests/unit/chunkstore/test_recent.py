@@ -40,6 +40,22 @@ class Quick(StubStore):
 
     local = at_hand
 
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        """Some of a chunk, if it has it."""
+        raw = self.chunks.get(ref.digest, b"")
+        return raw[offset : offset + length] or None
+
+
+def test_a_part_is_that_of_a_chunk_in_memory_or_the_next_member_s_and_not_held() -> None:
+    inner = Quick(CHUNKS[:2])
+    store = RecentStore(RecentChunks(), inner)
+    store.get(WANTED[:1])
+    assert [store.part(ref, 10, 20) for ref in WANTED[:3]] == [CHUNKS[0][10:30], CHUNKS[1][10:30], None]
+    inner.chunks.clear()
+    assert [store.part(ref, 10, 20) for ref in WANTED[:2]] == [CHUNKS[0][10:30], None]
+    assert store.part(WANTED[0], len(CHUNKS[0]) - 1, 2) is None, "the chunk is not so long"
+    assert RecentStore(RecentChunks(), StubStore(CHUNKS)).part(WANTED[0], 0, 1) is None
+
 
 def test_at_hand_is_what_memory_and_the_next_member_have_together() -> None:
     inner = Quick(CHUNKS[:3])

@@ -87,7 +87,7 @@ def test_metadata_without_a_root_directory_is_refused(inodes: Sequence[Inode]) -
 
 def test_a_chunk_shorter_than_the_metadata_says_is_an_error() -> None:
     with pytest.raises(CorruptError, match="asks for"):
-        read_pieces([Piece(refs([b"chunk"])[0], 3, 3)], StubStore([b"chunk"]))
+        read_pieces([Piece(refs([b"chunk"])[0], 3, 3, 6)], StubStore([b"chunk"]))
 
 
 ZEROS = compress(bytes(64 << 20))

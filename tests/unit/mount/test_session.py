@@ -19,7 +19,7 @@ from snapshotter.format.writer import encode
 from snapshotter.mount import wire
 from snapshotter.mount.foresight.scan import SCAN_LENGTH, SWEEP_LENGTH
 from snapshotter.mount.foresight.sweep import WINDOW_FIRST
-from snapshotter.mount.pieces import BATCH_CHUNKS
+from snapshotter.mount.pieces import BATCH_CHUNKS, LONG_CHUNK
 from snapshotter.mount.session import WHOLE_MAX, Buffers, Failure, Interrupt, ReadJob, Session
 from snapshotter.mount.tree import Tree
 from snapshotter.mount.wire import InitFlag, Negotiated, Opcode
@@ -124,10 +124,15 @@ class Near(StubStore):
         super().__init__(chunks)
         self.memory: set[Digest] = set()
         self.tried: list[Digest] = []
+        self.parts: list[tuple[Digest, int, int]] = []
 
     def at_hand(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         self.tried += [ref.digest for ref in wanted]
         return self.local(wanted) if self.memory.issuperset(ref.digest for ref in wanted) else None
+
+    def part(self, ref: ChunkRef, offset: int, length: int) -> bytes | None:
+        self.parts.append((ref.digest, offset, length))
+        return self.chunks[ref.digest][offset : offset + length] if ref.digest in self.memory else None
 
     def local(self, wanted: Sequence[ChunkRef]) -> list[bytes] | None:
         found = [self.chunks.get(ref.digest) for ref in wanted]
@@ -178,6 +183,36 @@ def test_a_read_of_many_pieces_is_not_for_the_event_loop() -> None:
     answer = session.read_local(job)
     assert answer is not None
     assert reply(b"".join(answer)) == (0, b"".join(pieces))
+
+
+def test_of_long_chunks_a_short_read_takes_what_it_needs() -> None:
+    usual = b"u" * LONG_CHUNK
+    long = [bytes([number]) * (LONG_CHUNK + 1) for number in range(3)]
+    session, store = files_session([[usual, long[0], long[1]], [long[0], b"short", long[1], long[2]]])
+    answer = session.at_hand(ReadJob(77, 10, LONG_CHUNK - 2, 5, 0))
+    assert answer is not None
+    assert reply(b"".join(answer)) == (0, b"uu" + bytes(3))
+    assert (store.tried, store.parts) == ([sha256(usual)], [(sha256(long[0]), 0, 3)])
+    answer = session.at_hand(ReadJob(77, 12, LONG_CHUNK, 7, 0))
+    assert answer is not None
+    assert reply(b"".join(answer)) == (0, b"\0short\1")
+    store.memory.remove(sha256(b"short"))
+    assert session.at_hand(ReadJob(77, 12, LONG_CHUNK, 7, 0)) is None
+    store.memory.remove(sha256(long[0]))
+    assert session.at_hand(ReadJob(77, 12, LONG_CHUNK, 1, 0)) is None
+
+
+def test_a_read_of_many_long_chunks_is_not_for_the_event_loop() -> None:
+    """Their parts may be short, in a file that nobody would make so."""
+    whole = b"x" * (LONG_CHUNK + 10)
+    _, store = files_session([[whole]])
+    parts = [FileChunk(sha256(whole), LONG_CHUNK + number, 1) for number in range(3)]
+    tree = Tree(Rootfs.open(encode(RootfsContent([[Inode(1, Kind.DIR), Inode(10, Kind.FILE, chunks=parts)]]))))
+    session = Session(tree, store, lambda failure: None, Negotiated(41, 0, 0))
+    assert session.at_hand(ReadJob(77, 10, 0, 2, 0)) is not None
+    store.parts.clear()
+    assert session.at_hand(ReadJob(77, 10, 0, 3, 0)) is None
+    assert store.parts == []
 
 
 def test_the_next_file_of_a_scan_is_looked_for_once() -> None:
