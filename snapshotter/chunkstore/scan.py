@@ -7,10 +7,12 @@ would find what is wrong too, drop it and fetch it again, but only when it comes
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 
 from snapshotter.chunkstore.publish import TEMPORARY
@@ -70,11 +72,11 @@ def scan(root: Path, *, drop: bool = False, progress: Callable[[int, int], None]
     return found
 
 
-def _check(path: Path, check: Callable[[Path, bytes], str | None], found: Scanned) -> str | None:
+def _check(path: Path, check: Callable[[Path, BufferedReader], str | None], found: Scanned) -> str | None:
     try:
-        data = path.read_bytes()
-        problem = check(path, data)
-        found.bytes += len(data)
+        with path.open("rb") as file:
+            problem = check(path, file)
+            found.bytes += os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         return None
     except OSError as error:  # EIO too, which is the kernel's fs-verity or the disk
@@ -86,14 +88,16 @@ def _check(path: Path, check: Callable[[Path, bytes], str | None], found: Scanne
     return problem
 
 
-def _chunk_problem(path: Path, data: bytes) -> str | None:
+def _chunk_problem(path: Path, file: BufferedReader) -> str | None:
+    data = file.read()
     if len(data) > CHUNK_MAX:
         return f"has {len(data)} bytes; a chunk has at most {CHUNK_MAX}"
     actual = sha256(data).hex()
     return None if actual == path.name else f"holds something else: its bytes have the digest sha256:{actual}"
 
 
-def _index_problem(path: Path, data: bytes) -> str | None:
+def _index_problem(path: Path, file: BufferedReader) -> str | None:
+    data = file.read()
     place = _INDEX.match(path.name)
     stored = data[32:]
     if place is None or len(stored) != int(place[2]) or sha256(stored) != data[:32]:
@@ -105,12 +109,12 @@ def _index_problem(path: Path, data: bytes) -> str | None:
     return None
 
 
-def _metadata_problem(path: Path, data: bytes) -> str | None:
-    actual = sha256(data).hex()
+def _metadata_problem(path: Path, file: BufferedReader) -> str | None:
+    actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != path.parent.name:
         return f"is not that of its layer: it has the diff ID sha256:{actual}"
     try:
-        Rootfs.open(data).close()
+        Rootfs.of_file(path).close()
     except CorruptError as error:
         return f"is no metadata: {error}"
     return None

@@ -110,7 +110,7 @@ def _layers(root: Path) -> Iterator[tuple[tuple[str, ...], list[Digest]]]:
     """Every layer on the node: the images that it is from, and its chunks. One that cannot be read is passed over."""
     for path in sorted((root / "layers").iterdir()):
         try:
-            rootfs = Rootfs.open((path / "metadata").read_bytes())
+            rootfs = Rootfs.of_file(path / "metadata")
         except (OSError, PuzzlefsError):
             continue
         try:

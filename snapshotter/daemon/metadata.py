@@ -12,7 +12,6 @@ import errno
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from snapshotter.errors import CorruptError, InvalidError, NotFoundError, Puzzle
 from snapshotter.format.annotations import MetadataLayer
 from snapshotter.format.compression import decompress_parts
 from snapshotter.format.digest import Digest, to_text
-from snapshotter.format.folded import FILED_MIN, Unfolded
 from snapshotter.format.rootfs import Rootfs
 from snapshotter.registry.base import BlobSource
 
@@ -55,10 +53,7 @@ class MetadataFiles:
             CorruptError: it is no layer's.
         """
         try:
-            with self.path(diff_id).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                is_long = size > FILED_MIN
-                rootfs = Rootfs.filed(Unfolded(), os.dup(file.fileno()), size) if is_long else Rootfs.open(file.read())
+            rootfs = Rootfs.of_file(self.path(diff_id))
         except FileNotFoundError:
             raise NotFoundError(f"layer {to_text(diff_id)} is not on this node") from None
         try:

@@ -18,12 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import lt
+from pathlib import Path
 
 from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.codec import InodeStat, RootfsMessage
 from snapshotter.format.digest import Digest
 from snapshotter.format.filechunks import FILE_MAX, Chunk, FileChunks
-from snapshotter.format.folded import Filed, FoldedReader, Unfolded
+from snapshotter.format.folded import FILED_MIN, Filed, FoldedReader, Unfolded
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind
 from snapshotter.format.names import Names
 
@@ -155,6 +156,17 @@ class Rootfs:
         except BaseException:
             os.close(descriptor)
             raise
+
+    @classmethod
+    def of_file(cls, path: Path) -> Rootfs:
+        """The message in the file `path`: in memory, or, a long one, where it is (`filed`).
+
+        Raises:
+            OSError: it cannot be read. And what `open` raises.
+        """
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return cls.filed(Unfolded(), os.dup(file.fileno()), size) if size > FILED_MIN else cls.open(file.read())
 
     def fold(self, unfolded: Unfolded, descriptor: int) -> None:
         """Let go of the data: from now on it is kept in a third of the memory. See `RootfsMessage.fold`."""
