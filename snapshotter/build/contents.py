@@ -13,6 +13,7 @@ from typing import Any
 
 from snapshotter.build.documents import ImageManifest, is_image, parse_index, parse_manifest
 from snapshotter.build.layout import MESSAGE_MAX, ROOTFS_TYPE, read_message
+from snapshotter.build.marked import MarkedInodes
 from snapshotter.build.readmessage import ReadMessage, hold_compressed
 from snapshotter.build.reuse import read_json
 from snapshotter.errors import CorruptError, InvalidError, NotFoundError, UnsupportedError
@@ -22,7 +23,7 @@ from snapshotter.format.compression import Codec, decode_seekable
 from snapshotter.format.digest import Digest, sha256, to_text
 from snapshotter.format.model import CHUNK_MAX, FileChunk, Inode, Kind
 from snapshotter.format.pack import PackIndex
-from snapshotter.format.rootfs import Marks, Rootfs
+from snapshotter.format.rootfs import Rootfs
 from snapshotter.registry.base import Descriptor, ImageStore, Layout
 from snapshotter.registry.documents import is_index
 from snapshotter.registry.platforms import Platform, select
@@ -269,7 +270,7 @@ def files_with(rootfs: Rootfs, chunks: set[Digest]) -> dict[Digest, str]:
 
 def walk(rootfs: Rootfs) -> Iterator[tuple[bytes, Inode]]:
     """Every inode once, by the first path in walk order that leads to it; what cannot be read is left out."""
-    seen = Marks(rootfs)
+    seen = MarkedInodes(rootfs)
     pending: list[tuple[bytes, int]] = [(b"", 1)]
     while pending:
         path, ino = pending.pop()

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from snapshotter.build.content import distinct
 from snapshotter.build.entries import Node, from_rootfs, inodes, node_of, number
+from snapshotter.build.marked import MarkedInodes
 from snapshotter.build.shelf import Shelf
 from snapshotter.errors import CorruptError, NotFoundError
 from snapshotter.format.digest import Digest
 from snapshotter.format.model import ROOT_INO, ChunkVerity, FileChunk, Inode, Kind, RootfsContent
-from snapshotter.format.rootfs import Marks, Rootfs
+from snapshotter.format.rootfs import Rootfs
 
 
 def flatten(layers: Sequence[Rootfs]) -> RootfsContent:
@@ -38,7 +39,7 @@ def checked_inodes(rootfs: Rootfs) -> Iterator[Inode]:
     Raises:
         CorruptError: they are not, name what does not exist, or break another rule of the format.
     """
-    named = Marks(rootfs)
+    named = MarkedInodes(rootfs)
     for found in rootfs.inodes():
         for entry in found.entries:
             try:

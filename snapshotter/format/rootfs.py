@@ -13,8 +13,7 @@ import mmap
 import os
 import threading
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import lt
@@ -27,6 +26,7 @@ from snapshotter.format.filechunks import FILE_MAX, Chunk, FileChunks
 from snapshotter.format.folded import FILED_MIN, Filed, FoldedReader, Unfolded
 from snapshotter.format.model import ROOT_INO, ChunkVerity, DirEntry, Inode, Kind
 from snapshotter.format.names import Names
+from snapshotter.format.rows import RowRuns, StoredInodes
 
 BLOCK_SIZE = 4096
 """The unit of `Survey.blocks` in bytes."""
@@ -51,77 +51,6 @@ class Survey:
     parents: Names = field(default_factory=Names, compare=False)
 
 
-class _Rows:
-    """Which row of a layer an inode is in, as runs of successive numbers: mostly one, and one more after every gap.
-
-    Hard links make gaps: their later names take a number too.
-    """
-
-    def __init__(self, numbers: array[int]) -> None:
-        """Of the rows' numbers. Those that do not ascend make the whole unusable."""
-        self._count = len(numbers)
-        self.ascending = all(map(lt, numbers, islice(numbers, 1, None)))
-        if not self._count or (self.ascending and numbers[-1] - numbers[0] == self._count - 1):
-            starts: Sequence[int] = range(min(self._count, 1))
-        else:
-            pairs = enumerate(zip(numbers, islice(numbers, 1, None), strict=False), 1)
-            starts = [0, *(row for row, (one, other) in pairs if other != one + 1)]
-        self._rows = array("Q", starts)
-        self._numbers = array("Q", map(numbers.__getitem__, starts))
-
-    def find(self, ino: int) -> int | None:
-        """The row of inode `ino`."""
-        run = bisect_right(self._numbers, ino) - 1
-        if run < 0:
-            return None
-        row = self._rows[run] + ino - self._numbers[run]
-        end = self._rows[run + 1] if run + 1 < len(self._rows) else self._count
-        return row if row < end else None
-
-
-class StoredInodes(Sequence[Inode]):
-    """The inodes of one layer in the order of their rows, each read when it is asked for.
-
-    What breaks a rule of the format is a `CorruptError` then.
-    """
-
-    __slots__ = ("_layer", "_message")
-
-    def __init__(self, message: RootfsMessage, layer: int) -> None:
-        """Of a message that stays open."""
-        self._message = message
-        self._layer = layer
-
-    def __len__(self) -> int:
-        return self._message.inode_count(self._layer)
-
-    def __getitem__(self, row: int) -> Inode:  # type: ignore[override]  # slices are never taken
-        return self._message.inode_at(self._layer, row)
-
-    def __iter__(self) -> Iterator[Inode]:
-        return map(self.__getitem__, range(len(self)))
-
-
-class Marks:
-    """Some of the inodes of a rootfs: a byte for each that there is."""
-
-    def __init__(self, rootfs: Rootfs) -> None:
-        """None at first."""
-        self._find = rootfs.find
-        self._rows = [bytearray(len(layer)) for layer in rootfs.stored()]
-
-    def add(self, ino: int) -> bool:
-        """Mark one; False if it is marked already. What does not exist is never marked."""
-        place = self._find(ino)
-        if place is None:
-            return True
-        layer, row = place
-        if self._rows[layer][row]:
-            return False
-        self._rows[layer][row] = True
-        return True
-
-
 class Rootfs:
     """One image's or layer's inodes. Safe to use from several threads; opening one costs microseconds."""
 
@@ -130,7 +59,7 @@ class Rootfs:
         self._message = message
         self._survey: Survey | CorruptError | None = None
         self._survey_lock = threading.Lock()
-        self._rows: list[_Rows] = []
+        self._rows: list[RowRuns] = []
         self._sizes = array("Q")
         if self.find(ROOT_INO) is None or self.kind(ROOT_INO) is not Kind.DIR:
             raise CorruptError("rootfs metadata: inode 1, the root, is missing or is no directory")
@@ -441,7 +370,7 @@ class Rootfs:
                         opaque.add(ino)
                 if found.has_xattrs:
                     attributed.add(ino)
-            rows.append(_Rows(numbers))
+            rows.append(RowRuns(numbers))
         if self._message.layers > 1:
             inodes, blocks, directories, names = self._resolved()
         if self._message.layers == 1:
