@@ -1,8 +1,9 @@
 """Other nodes' caches: near, and asked for chunks before the registry is; whatever they do, a read loses little time with them.
 
 `Peers.find` is best effort: it gives what other nodes have and says nothing about the rest. It waits at most `PATIENCE` for
-what it asks for in one go (`BATCH`); a node that does not keep to it is left alone for a while (`peerchoice`), so a dead or
-slow one costs that once, and then every minute at most. Names are resolved beside the reads, never in one.
+what it asks for in one go (`BATCH`), longer only for a node that sends long chunks; one that does not keep to it is left alone
+for a while (`peerchoice`), so a dead or slow one costs that once, and then every minute at most. Names are resolved beside the
+reads, never in one.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ SOURCE = "peers"
 """Under which all of them are counted: nodes come and go."""
 
 PATIENCE = 0.25
-"""Seconds for a batch. At 1 Gbit/s it takes 10 ms to send one; a registry's round trip is 1 to 50 ms."""
+"""Seconds for a batch of usual chunks. At 1 Gbit/s it takes 10 ms to send one; a registry's round trip is 1 to 50 ms."""
 BATCH = 16
 """Chunks that are asked for in one go: 1 MiB, as the kernel reads at most."""
+USUAL = 64 << 10
+"""Bytes of a usual chunk. What those of large files have beyond that has the time that as many bytes of usual ones have."""
 ASKED_MAX = 2
 """Nodes that are asked for one batch."""
 
@@ -63,6 +66,7 @@ class Peers:
         tls: Callable[[], ssl.SSLContext] | None = None,
         choice: Choice | None = None,
         clock: Callable[[], float] = time.monotonic,
+        patience: float = PATIENCE,
     ) -> None:
         """Addresses are known at once, names soon: nothing waits for them."""
         self._places = tuple(places)
@@ -70,6 +74,7 @@ class Peers:
         self._own = own
         self._tls = tls
         self._clock = clock
+        self._patience = patience
         self._lock = threading.Lock()
         self._choice = choice if choice is not None else Choice()
         self._clients: dict[Address, PeerClient] = {}
@@ -92,7 +97,7 @@ class Peers:
             rest = [digest for digest in digests if now - self._lacking.get(digest, float("-inf")) >= LACKING_SECONDS]
         for start in range(0, len(rest), BATCH):
             left = dict.fromkeys(rest[start : start + BATCH])
-            budget = Budget(PATIENCE)
+            budget = Budget(self._patience)
             yield from self._find(pack, left, budget)
             if budget.left <= 0:
                 return
@@ -139,6 +144,7 @@ class Peers:
                         self._lied(node, digest)
                         return
                     gave = True
+                    budget.extend(self._patience * max(0, len(raw) - USUAL) / (BATCH * USUAL))
                     yield digest, raw
         except RegistryUnavailableError as error:
             log.info("%s; it is left alone for a while", error)

@@ -46,6 +46,10 @@ class Budget:
         """Seconds; not above 0 when it is used up."""
         return self.until - time.monotonic()
 
+    def extend(self, seconds: float) -> None:
+        """So much more time may be spent."""
+        self.until += seconds
+
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """No time passes inside the block."""

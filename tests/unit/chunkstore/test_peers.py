@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ CHUNKS = some_chunks(40)
 DIGESTS = [sha256(raw) for raw in CHUNKS]
 PACK = sha256(b"pack")
 PATIENCE = 10
+"""Seconds that this machine, however busy, may take for anything."""
 
 
 class Clock:
@@ -35,7 +37,7 @@ class Clock:
 
 @contextlib.contextmanager
 def asking(*places: Address, **more: Any) -> Iterator[Peers]:
-    made = Peers(places, stats=more.pop("stats", Stats()), **more)
+    made = Peers(places, stats=more.pop("stats", Stats()), patience=more.pop("patience", PATIENCE), **more)
     try:
         yield made
     finally:
@@ -87,16 +89,26 @@ def test_a_node_that_fails_is_left_alone_and_another_one_asked(talk: Callable[[s
     with (
         speaking(talk) as (broken, taken),
         serving(*CHUNKS) as (well, _),
-        asking(broken, well, choice=choice, clock=Clock()) as peers,
+        asking(broken, well, choice=choice, clock=Clock(), patience=2) as peers,
     ):
         found(peers, DIGESTS[:1])
         assert found(peers, DIGESTS[1:]) == {sha256(raw): raw for raw in CHUNKS[1:]}
         assert len(taken) == 1
 
 
+def test_a_node_that_sends_long_chunks_has_the_time_that_their_bytes_take() -> None:
+    patience, pause = 1.0, 0.4
+    long = [bytes([number]) * (1 << 20) for number in range(5)]
+    with serving(*long) as (address, served), asking(address, patience=patience) as peers:
+        served.before = lambda digest: time.sleep(pause)
+        assert len(found(peers, [sha256(raw) for raw in long])) == len(long), (
+            f"{len(long)} chunks of 1 MiB that take {pause} s each did not all come, with {patience} s of patience for 1 MiB"
+        )
+
+
 def test_a_node_that_is_gone_is_nothing_to_a_read() -> None:
     with serving(*CHUNKS) as (address, _):
-        peers = Peers([address], stats=Stats())
+        peers = Peers([address], stats=Stats(), patience=PATIENCE)
         assert found(peers, DIGESTS[:1]) == {DIGESTS[0]: CHUNKS[0]}
     assert found(peers) == {}
     peers.close()
