@@ -90,7 +90,7 @@ def _mapped(first: bytearray, rest: Iterator[bytes], directory: Path | None) -> 
         raise no_room(error, directory) from None
     with file:
         part: bytes | bytearray | None = first
-        while part:
+        while part is not None:
             view = memoryview(part)
             while len(view):
                 try:
