@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import run
+from tests.support.processes import CommandError, run
 from tests.vm.machine import Machine
 
 pytestmark = pytest.mark.root
@@ -30,3 +30,25 @@ def test_the_kernel_has_what_this_ones_may_lack(machine: Machine) -> None:
 def test_disks_keep_what_was_synced(machine: Machine, disk: Path) -> None:
     machine.check("mount /dev/disk/data /mnt && echo kept > /mnt/file && umount /mnt")
     assert run("debugfs", "-R", "cat /file", disk).stdout == "kept\n"
+
+
+_CRASHES_AT_FIRST = """
+console=$1; shift
+if [ -e "$console" ]; then exec "$@"; fi
+echo '[    2.193272] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI' >"$console"
+"""
+
+
+def test_a_kernel_that_the_emulator_crashes_while_it_boots_is_booted_again(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine._command = ["sh", "-c", _CRASHES_AT_FIRST, "sh", tmp_path / "console.log", *machine._command]
+    with machine:
+        assert machine.check("echo here") == "here\n"
+
+
+def test_a_machine_that_does_not_come_up_for_another_reason_is_not(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine._command = ["sh", "-c", f"echo once >>{tmp_path}/starts; exit 1"]
+    with pytest.raises(CommandError, match="status 1"), machine:
+        pass
+    assert (tmp_path / "starts").read_text() == "once\n"
