@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from snapshotter.chunkstore import pagecache
+from snapshotter.chunkstore import chunkfiles, pagecache
 from snapshotter.chunkstore.marks import Marks
 from snapshotter.chunkstore.pagecache import PageCacheReader
 from snapshotter.chunkstore.publish import TEMPORARY
@@ -141,7 +141,7 @@ class ChunkDirectory:
         used = count = recent = 0
         now = time.time()
         with contextlib.suppress(FileNotFoundError):
-            for _, status in files(self._base):
+            for _, status in chunkfiles.files(self._base):
                 size = status.st_blocks * 512
                 used += size
                 count += 1
@@ -171,7 +171,7 @@ class ChunkDirectory:
     def at_hand(self, digest: Digest) -> bytes | None:
         """What `load` gives, if it asks no disk and takes less than a millisecond; else None. Never raises."""
         try:
-            descriptor = os.open(self.file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(self.file(digest), chunkfiles.READING)
         except OSError:
             return None
         try:
@@ -199,7 +199,7 @@ class ChunkDirectory:
         """`length` bytes from `offset` on of a chunk of up to `PART_MAX` bytes, as `load` gives it, if that asks no disk
         and takes less than a millisecond: what has no mark yet is left to `load`. Else None. Never raises."""
         try:
-            descriptor = os.open(self.file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(self.file(digest), chunkfiles.READING)
         except OSError:
             return None
         try:
@@ -245,8 +245,7 @@ class ChunkDirectory:
     def _open(self, digest: Digest) -> int | None:
         """A descriptor of the chunk's file, whatever that is; None if there is none."""
         try:
-            # O_NONBLOCK: opening a fifo that somebody put there must not hang.
-            return os.open(self.file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            return os.open(self.file(digest), chunkfiles.READING)
         except FileNotFoundError:
             self._forget(digest)
             return None
@@ -287,7 +286,7 @@ class ChunkDirectory:
     def was_read(self, digest: Digest) -> None:
         """A container has read the chunk, but not from here. Nothing where there is no file. Never raises."""
         with contextlib.suppress(OSError):
-            descriptor = os.open(self.file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(self.file(digest), chunkfiles.READING)
             try:
                 self._renew(digest, descriptor, os.fstat(descriptor))
             finally:
@@ -315,7 +314,7 @@ class ChunkDirectory:
         identity = _identity(status)
         if self._verified.get(digest) == identity:
             if digest in self._sealed:
-                raw = _read(descriptor, size)
+                raw = chunkfiles.read(descriptor, size)
                 if len(raw) != size:
                     raise self._drop(digest, "was cut while it was read")
                 return raw
@@ -323,7 +322,7 @@ class ChunkDirectory:
             if cached is not None:
                 return cached
         measured = None if self._sealing is None else self._sealing.measure(descriptor)
-        raw = _read(descriptor, size)
+        raw = chunkfiles.read(descriptor, size)
         # An image that names a wrong digest must not spoil the chunk for others: the chunk's name has the last word.
         is_named = measured is not None and verity_of is not None and measured == verity_of(digest)
         if len(raw) != size or not (is_named or self._matches(digest, descriptor, raw)):
@@ -358,7 +357,7 @@ class ChunkDirectory:
         temporary = f"{self._base}/{TEMPORARY}/{os.getpid()}-{secrets.token_hex(8)}"
         path = self.file(digest)
         try:
-            _write(temporary, raw)
+            chunkfiles.write(temporary, raw)
             # The descriptor for writing must be closed before sealing; this one outlives the rename, which sets the ctime.
             descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
@@ -416,49 +415,6 @@ class ChunkDirectory:
             self._sealed.discard(digest)
 
 
-def files(base: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Path and status of every chunk file below `base`, the directory ``chunks``; what goes meanwhile is left out.
-
-    Raises:
-        OSError: there is no such directory, or it cannot be read.
-    """
-    with os.scandir(base) as directories:
-        for directory in directories:
-            if directory.name == TEMPORARY or not directory.is_dir(follow_symlinks=False):
-                continue
-            with contextlib.suppress(FileNotFoundError), os.scandir(directory.path) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        yield entry.path, entry.stat(follow_symlinks=False)
-
-
 def _identity(status: os.stat_result) -> _Identity:
     # The ctime cannot be set back, the mtime can.
     return hash((status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns))
-
-
-def _read(descriptor: int, size: int) -> bytes:
-    """`size` bytes, fewer where the file ends earlier."""
-    raw = os.read(descriptor, size)
-    while len(raw) < size:
-        more = os.read(descriptor, size - len(raw))
-        if not more:
-            break
-        raw += more
-    return raw
-
-
-def _write(path: str, raw: bytes) -> None:
-    """Write a new file."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(path, flags, 0o600)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        descriptor = os.open(path, flags, 0o600)
-    try:
-        view = memoryview(raw)
-        while view:
-            view = view[os.write(descriptor, view) :]
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from snapshotter.chunkstore import reserve
-from snapshotter.chunkstore.directory import files
+from snapshotter.chunkstore.chunkfiles import files
 from snapshotter.chunkstore.reserve import CachedFile, Cap, Census
 from snapshotter.chunkstore.stats import Count, Stats
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapshotter.chunkstore.directory import ChunkDirectory, files
+from snapshotter.chunkstore.chunkfiles import files
+from snapshotter.chunkstore.directory import ChunkDirectory
 from snapshotter.chunkstore.reserve import is_recent
 from snapshotter.daemon.sources import LayerSource
 from snapshotter.errors import NotFoundError, PuzzlefsError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter.chunkstore import directory
+from snapshotter.chunkstore import chunkfiles, directory
 from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.chunkstore.cache import PAUSE, CachedStore, ChunkCache
 from snapshotter.chunkstore.stats import Count, Stats
@@ -66,13 +66,13 @@ def test_only_what_is_missing_is_asked_of_the_next_member_and_then_kept(make: Ca
 
 def test_a_chunk_that_waits_to_be_written_is_a_hit(make: Callable[..., ChunkCache], monkeypatch: pytest.MonkeyPatch) -> None:
     cache, stub = make(), StubStore(CHUNKS)
-    release, real = threading.Event(), directory._write
+    release, real = threading.Event(), chunkfiles.write
 
     def slow(path: str, raw: bytes) -> int:
         assert release.wait(10)
         return real(path, raw)
 
-    monkeypatch.setattr(directory, "_write", slow)
+    monkeypatch.setattr(chunkfiles, "write", slow)
     store = CachedStore(cache, stub)
     store.get(WANTED[:1])
     assert cache.has(DIGEST)

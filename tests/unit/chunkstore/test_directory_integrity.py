@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter.chunkstore import directory, pagecache
+from snapshotter.chunkstore import chunkfiles, directory, pagecache
 from snapshotter.chunkstore.directory import ChunkDirectory
 from snapshotter.chunkstore.marks import Marks
 from snapshotter.chunkstore.publish import TEMPORARY
@@ -294,7 +294,7 @@ def test_what_the_kernel_refuses_to_read_is_dropped(sealed: ChunkDirectory, monk
     def refuse(descriptor: int, size: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(directory, "_read", refuse)
+    monkeypatch.setattr(chunkfiles, "read", refuse)
     with pytest.raises(CorruptError, match="fails fs-verity"):
         sealed.load(DIGEST, named)
     assert not sealed.exists(DIGEST)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter.chunkstore import directory
+from snapshotter.chunkstore import chunkfiles
 from snapshotter.chunkstore.base import ChunkRef
 from snapshotter.chunkstore.cache import CachedStore, ChunkCache
 from snapshotter.chunkstore.chain import Node
@@ -178,13 +178,13 @@ def test_so_is_one_before_the_chunk_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[ChunkCache], object]
 ) -> None:
     cache = ChunkCache(tmp_path, stats=Stats())
-    go_on, real = threading.Event(), directory._write
+    go_on, real = threading.Event(), chunkfiles.write
 
     def slow(path: str, raw: bytes) -> None:
         assert go_on.wait(10)
         real(path, raw)
 
-    monkeypatch.setattr(directory, "_write", slow)
+    monkeypatch.setattr(chunkfiles, "write", slow)
     cache.put(sha256(CHUNKS[1]), CHUNKS[1], wanted=False)  # the writer is busy with this one
     cache.put(sha256(CHUNKS[0]), CHUNKS[0], wanted=False)
     read(cache)
